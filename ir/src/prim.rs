@@ -1,0 +1,375 @@
+//! The primitives: a small closed set. Every target lowers all of them through kernel IR.
+//!
+//! This file is THE definition of what exists; [`crate::infer`] gives each one its types and shapes,
+//! `kernelsmith-interp` its meaning, `passes` its one lowering to kernel IR.
+
+use crate::dtype::{DType, Scalar};
+use crate::graph::Graph;
+use crate::{ConstId, Dim, Sym};
+
+/// Elementwise functions of one operand. Result type = operand type.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum UnaryOp {
+    /// Integers wrap (two's complement): `neg(MIN) == MIN`.
+    Neg,
+    Abs,
+    Floor,
+    Ceil,
+    Trunc,
+    /// To nearest, ties to even.
+    RoundEven,
+    Sqrt,
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Sin,
+    Cos,
+    Tan,
+    Asin,
+    Acos,
+    Atan,
+    Sinh,
+    Cosh,
+    Asinh,
+    Acosh,
+    Atanh,
+    Tanh,
+    Erf,
+    /// Bitwise complement; logical not on `bool`.
+    Not,
+}
+
+/// Elementwise functions of two operands of equal type and shape. Result type = operand type.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum BinaryOp {
+    Add,
+    Sub,
+    Mul,
+    /// Integers truncate towards zero; division by 0 gives 0, `MIN / -1` wraps to `MIN`.
+    Div,
+    /// Remainder with the sign of the dividend (C `fmod`, `%`); integer `x rem 0` gives 0.
+    Rem,
+    Pow,
+    Atan2,
+    /// NaN propagates.
+    Min,
+    /// NaN propagates.
+    Max,
+    /// Bitwise; logical on `bool`.
+    And,
+    Or,
+    Xor,
+    /// Shift by at least the width gives 0.
+    Shl,
+    /// Arithmetic for signed types, logical for unsigned ones.
+    Shr,
+}
+
+/// Comparisons: operands of equal type, result `bool`. Any comparison with NaN but `Ne` is false.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum CmpOp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// Declared monoids of reductions. Identity: 0, 1, lowest, highest, true, false.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Monoid {
+    /// f16/bf16 accumulate in f32 and round once at the end.
+    Sum,
+    Prod,
+    /// NaN propagates; on `bool` this is "any".
+    Max,
+    /// NaN propagates; on `bool` this is "all".
+    Min,
+}
+
+/// How `scatter` combines an update with what is there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Combine {
+    /// The last update in row-major order of the indices wins.
+    Set,
+    Add,
+    Mul,
+    Min,
+    Max,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum PadMode {
+    /// The second operand, a scalar, fills.
+    Constant,
+    /// Edge value repeated.
+    Edge,
+    /// Mirrored without repeating the edge.
+    Reflect,
+    /// Periodic.
+    Wrap,
+}
+
+/// Convert modes of [`Prim::Convert`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum ConvertMode {
+    /// Float to integer truncates towards zero and saturates, NaN gives 0. Integer to narrower
+    /// integer wraps. Float to float rounds to nearest even, overflowing to infinity (or to the
+    /// largest finite / NaN where the type has no infinity). To bool: `x != 0`.
+    Plain,
+    /// As `Plain`, but every out-of-range value becomes the nearest finite value of the type.
+    Saturate,
+}
+
+/// Per spatial dim of a convolution or window: output o reads input
+/// `(o * stride + k * dilation - pad_lo) / base_dilation` where that is exact and in bounds.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct WindowDim {
+    pub stride: i64,
+    /// May be negative (crops).
+    pub pad_lo: Dim,
+    pub pad_hi: Dim,
+    pub dilation: i64,
+    /// Zeros inserted between input elements, plus one (1 = none): transposed convolutions.
+    pub base_dilation: i64,
+}
+
+impl WindowDim {
+    pub fn unit() -> WindowDim {
+        WindowDim { stride: 1, pad_lo: Dim::from(0), pad_hi: Dim::from(0), dilation: 1, base_dilation: 1 }
+    }
+}
+
+/// One operation of the graph IR.
+#[derive(Clone, Debug)]
+pub enum Prim {
+    // ---- sources -------------------------------------------------------------------------
+    /// () -> T[shape of the constant]
+    Const(ConstId),
+    /// () -> dtype[shape]; element value = its index along `axis`. Integer or float dtype.
+    Iota { dtype: DType, shape: Vec<Dim>, axis: usize },
+    /// () -> i64[]; the value of a size.
+    DimValue(Dim),
+    /// (i64[] or i64[1]) -> (); at run time gives symbol `sym` the value of the operand; a value
+    /// outside the symbol's range is a run-time error. Later ops may use `sym` in their shapes.
+    BindDim(Sym),
+    /// (u64[] key) -> u64[shape]; counter-based: element i = SplitMix64 finaliser of
+    /// `key + (i + 1) * 0x9E3779B97F4A7C15`.
+    RandomBits { shape: Vec<Dim> },
+
+    // ---- elementwise ---------------------------------------------------------------------
+    Unary(UnaryOp),
+    Binary(BinaryOp),
+    Cmp(CmpOp),
+    /// (bool[s], T[s], T[s]) -> T[s]
+    Select,
+    Convert { to: DType, mode: ConvertMode },
+    /// Same bytes; `to` has the same storage size.
+    Bitcast { to: DType },
+
+    // ---- movement ------------------------------------------------------------------------
+    /// Row-major reshape; the element counts are equal (proved, or checked when shapes are bound).
+    Reshape { shape: Vec<Dim> },
+    /// Result dim i = operand dim `perm[i]`.
+    Transpose { perm: Vec<usize> },
+    /// Operand dim i becomes result dim `dims[i]` (strictly increasing); its extent is equal to the
+    /// result's, or 1, or (not provably either) a stride that is 0 where the extent is 1 at run time.
+    Broadcast { shape: Vec<Dim>, dims: Vec<usize> },
+    /// Result `i` reads operand `start + i * step`; `size` is the result extent. All by dim.
+    Slice { start: Vec<Dim>, size: Vec<Dim>, step: Vec<i64> },
+    /// (T[...], T[] fill) -> T; by dim `lo`/`hi` may be negative (crop), `interior` zeros between.
+    Pad { lo: Vec<Dim>, hi: Vec<Dim>, interior: Vec<i64>, mode: PadMode },
+    Concat { axis: usize },
+    /// (T[s] base, T[u] update) -> T[s]: `base` with `update` written at `start`.
+    UpdateSlice { start: Vec<Dim> },
+
+    // ---- indexed -------------------------------------------------------------------------
+    /// (T[d0..], I[idx...]) -> T[d0..d(axis-1), idx..., d(axis+1)..]; I is i32 or i64. An index
+    /// outside `0..d(axis)` is a run-time error that names the node.
+    Gather { axis: usize },
+    /// (T[d0, inner...] base, I[n] indices, T[n, inner...] updates) -> T[d0, inner...].
+    /// Updates apply in order of n. An index out of range is a run-time error.
+    Scatter { combine: Combine },
+
+    // ---- reductions ----------------------------------------------------------------------
+    /// Reduces `axes` (sorted, distinct) and drops them.
+    Reduce { monoid: Monoid, axes: Vec<usize> },
+    /// -> i64; index of the extreme along `axis`, which is dropped. NaN counts as the extreme.
+    ArgReduce { max: bool, axis: usize, last: bool },
+    /// Windows over the trailing `window.len()` dims; positions outside the input are identity.
+    WindowReduce { monoid: Monoid, size: Vec<i64>, window: Vec<WindowDim> },
+    /// Running reduction along `axis`.
+    Cumulative { monoid: Monoid, axis: usize, exclusive: bool, reverse: bool },
+
+    // ---- contractions --------------------------------------------------------------------
+    /// (A, B) -> acc type. Result dims: batch dims (in order of `batch`), free dims of A, free dims
+    /// of B. Integers (8-bit, any signs) accumulate exactly in i32; halves in f32, rounded once.
+    Contract { batch: Vec<(usize, usize)>, reduce: Vec<(usize, usize)>, acc: DType },
+    /// (x T[N, G*Ci, spatial...], w T[G*Co, Ci, kernel...]) -> acc[N, G*Co, out...].
+    Convolve { window: Vec<WindowDim>, groups: usize, acc: DType },
+
+    // ---- selection -----------------------------------------------------------------------
+    /// n operands of one shape, sorted by the first along `axis`, stably. NaN sorts as largest.
+    Sort { axis: usize, descending: bool },
+    /// (T[...]) -> (T[.. k ..], i64[.. k ..]) along `axis`, ordered; ties to the lower index.
+    TopK { axis: usize, k: Dim, largest: bool },
+    /// (bool[n]) -> i64[sym]: indices of the true elements, ascending. Defines `sym` in 0..=n.
+    Compact { sym: Sym },
+
+    // ---- control -------------------------------------------------------------------------
+    /// (bool[] cond, captures...) -> results; regions: then, else; region inputs = captures.
+    /// Where branch shapes differ, result dims are value symbols listed in `defines`.
+    If { defines: Vec<Sym> },
+    /// ONNX's Loop. Operands: i64[] trip count (i64::MAX: none), bool[] condition, `carried` initial
+    /// values, captures. One region with inputs (i64[] iteration, carried, captures) and outputs
+    /// (bool[] condition, carried, scan outputs). Results: carried finals, then stacked scan outputs
+    /// (new leading dim = number of iterations). `carried_syms`: symbols that occur in the carried region
+    /// inputs' types, rebound at each iteration; `defines`: value symbols of the results.
+    Loop { carried: usize, carried_syms: Vec<Sym>, defines: Vec<Sym> },
+    /// A composite: named, attributed, never opaque; one region holds its body.
+    Call { name: String, attrs: Vec<(String, Attr)> },
+    /// (bool[]) -> (); false at run time is an error with this message.
+    Assert { message: String },
+    /// A host function of the closed table: what is not tensor arithmetic.
+    Host { func: HostFn, defines: Vec<Sym> },
+}
+
+/// Attribute of a composite call.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Attr {
+    Int(i64),
+    Float(f64),
+    Ints(Vec<i64>),
+    Str(String),
+}
+
+/// The closed table of host functions, each with the reason why it is not tensor arithmetic.
+#[derive(Clone, PartialEq, Debug)]
+pub enum HostFn {
+    /// (boxes f32[B, N, 4], scores f32[B, C, N], max i64[], iou f32[], score f32[]) -> i64[sym, 3].
+    /// Greedy suppression: each choice depends on all earlier ones, data-dependent output size.
+    NonMaxSuppression { center_point_box: bool },
+}
+
+impl HostFn {
+    pub fn name(&self) -> &'static str {
+        match self {
+            HostFn::NonMaxSuppression { .. } => "non_max_suppression",
+        }
+    }
+}
+
+impl Prim {
+    /// The mnemonic of the text form.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Prim::Const(_) => "const",
+            Prim::Iota { .. } => "iota",
+            Prim::DimValue(_) => "dim_value",
+            Prim::BindDim(_) => "bind_dim",
+            Prim::RandomBits { .. } => "random_bits",
+            Prim::Unary(op) => op.name(),
+            Prim::Binary(op) => op.name(),
+            Prim::Cmp(op) => op.name(),
+            Prim::Select => "select",
+            Prim::Convert { .. } => "convert",
+            Prim::Bitcast { .. } => "bitcast",
+            Prim::Reshape { .. } => "reshape",
+            Prim::Transpose { .. } => "transpose",
+            Prim::Broadcast { .. } => "broadcast",
+            Prim::Slice { .. } => "slice",
+            Prim::Pad { .. } => "pad",
+            Prim::Concat { .. } => "concat",
+            Prim::UpdateSlice { .. } => "update_slice",
+            Prim::Gather { .. } => "gather",
+            Prim::Scatter { .. } => "scatter",
+            Prim::Reduce { .. } => "reduce",
+            Prim::ArgReduce { .. } => "arg_reduce",
+            Prim::WindowReduce { .. } => "window_reduce",
+            Prim::Cumulative { .. } => "cumulative",
+            Prim::Contract { .. } => "contract",
+            Prim::Convolve { .. } => "convolve",
+            Prim::Sort { .. } => "sort",
+            Prim::TopK { .. } => "top_k",
+            Prim::Compact { .. } => "compact",
+            Prim::If { .. } => "if",
+            Prim::Loop { .. } => "loop",
+            Prim::Call { .. } => "call",
+            Prim::Assert { .. } => "assert",
+            Prim::Host { .. } => "host",
+        }
+    }
+
+    /// Symbols that executing this op gives a value.
+    pub fn defines(&self) -> &[Sym] {
+        match self {
+            Prim::BindDim(s) | Prim::Compact { sym: s } => std::slice::from_ref(s),
+            Prim::If { defines } | Prim::Loop { defines, .. } | Prim::Host { defines, .. } => defines,
+            _ => &[],
+        }
+    }
+
+    /// True where the op must stay although nobody uses its results.
+    pub fn has_effect(&self) -> bool {
+        matches!(self, Prim::BindDim(_) | Prim::Assert { .. })
+    }
+}
+
+macro_rules! names {
+    ($ty:ident { $($v:ident $n:literal),* $(,)? }) => {
+        impl $ty {
+            pub const ALL: &'static [$ty] = &[$($ty::$v),*];
+            pub fn name(self) -> &'static str {
+                match self { $($ty::$v => $n),* }
+            }
+            pub fn parse(s: &str) -> Option<$ty> {
+                match s { $($n => Some($ty::$v),)* _ => None }
+            }
+        }
+    };
+}
+
+names!(UnaryOp {
+    Neg "neg", Abs "abs", Floor "floor", Ceil "ceil", Trunc "trunc", RoundEven "round_even", Sqrt "sqrt",
+    Exp "exp", Expm1 "expm1", Log "log", Log1p "log1p", Sin "sin", Cos "cos", Tan "tan", Asin "asin",
+    Acos "acos", Atan "atan", Sinh "sinh", Cosh "cosh", Asinh "asinh", Acosh "acosh", Atanh "atanh",
+    Tanh "tanh", Erf "erf", Not "not",
+});
+names!(BinaryOp {
+    Add "add", Sub "sub", Mul "mul", Div "div", Rem "rem", Pow "pow", Atan2 "atan2", Min "min", Max "max",
+    And "and", Or "or", Xor "xor", Shl "shl", Shr "shr",
+});
+names!(CmpOp { Eq "eq", Ne "ne", Lt "lt", Le "le", Gt "gt", Ge "ge" });
+names!(Monoid { Sum "sum", Prod "prod", Max "max", Min "min" });
+names!(Combine { Set "set", Add "add", Mul "mul", Min "min", Max "max" });
+names!(PadMode { Constant "constant", Edge "edge", Reflect "reflect", Wrap "wrap" });
+names!(ConvertMode { Plain "plain", Saturate "saturate" });
+
+impl Monoid {
+    /// The identity of the monoid on `dtype`.
+    pub fn identity(self, dtype: DType) -> Scalar {
+        let range = dtype.int_range();
+        match (self, range) {
+            (Monoid::Sum, _) => Scalar::zero(dtype),
+            (Monoid::Prod, _) => Scalar::of(dtype, 1.0),
+            (Monoid::Max, None) => Scalar::Float(f64::NEG_INFINITY),
+            (Monoid::Min, None) => Scalar::Float(f64::INFINITY),
+            (Monoid::Max, Some((lo, _))) => Scalar::Int(lo),
+            (Monoid::Min, Some((_, hi))) => Scalar::Int(hi),
+        }
+    }
+    /// The binary function of the monoid.
+    pub fn op(self) -> BinaryOp {
+        match self {
+            Monoid::Sum => BinaryOp::Add,
+            Monoid::Prod => BinaryOp::Mul,
+            Monoid::Max => BinaryOp::Max,
+            Monoid::Min => BinaryOp::Min,
+        }
+    }
+}
+
+/// A region of a control op or the body of a composite.
+pub type Region = Graph;

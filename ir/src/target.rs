@@ -1,0 +1,33 @@
+//! What a target is, as plain data: passes ask it, nobody matches on names.
+
+/// Register file and instruction set of one target.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TargetDesc {
+    /// `llvm-x86_64-avx512`, `cranelift-x86_64`: also the key of caches and schedules.
+    pub name: String,
+    /// CPU name and features as LLVM spells them (empty: baseline).
+    pub cpu: String,
+    pub features: String,
+    /// Bits of one vector register.
+    pub vector_bits: u32,
+    /// Architectural vector registers.
+    pub vector_regs: u32,
+    /// Fused multiply-add on vectors of floats.
+    pub has_fma: bool,
+    /// Masked (prefix) loads and stores cost no more than full ones.
+    pub has_masks: bool,
+    /// Native conversion f16 <-> f32 on vectors; bf16 is shifts everywhere.
+    pub has_f16: bool,
+    pub cache_line: usize,
+    pub l1_bytes: usize,
+    pub l2_bytes: usize,
+    /// Threads that a parallel loop may use.
+    pub threads: usize,
+}
+
+impl TargetDesc {
+    /// Lanes of a vector of elements of `bytes` bytes.
+    pub fn lanes(&self, bytes: usize) -> u32 {
+        (self.vector_bits / 8 / bytes.max(1) as u32).max(1)
+    }
+}
