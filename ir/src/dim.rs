@@ -274,9 +274,6 @@ impl Dim {
         Dim::from(Atom::Max(Box::new(a.clone()), Box::new(b.clone())))
     }
 
-    fn const_term(&self) -> i64 {
-        self.terms.iter().find(|t| t.0.is_empty()).map_or(0, |t| t.1)
-    }
 
     /// `self = q * by + rest` with every term that is a multiple of `by` in `q`. A constant `by`
     /// takes the Euclidean quotient of the constant term.
