@@ -1,0 +1,132 @@
+//! The compiled program as data.
+
+use crate::size::SizeExpr;
+use std::sync::Arc;
+
+/// Element type of a buffer, as stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Elem {
+    /// `f32`, `i64`, `bf16`, `bool`, ... as the text forms spell it.
+    pub name: &'static str,
+    /// Bytes of one stored element.
+    pub bytes: usize,
+}
+
+/// A size symbol: inclusive range, and what to plan for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SymbolDef {
+    pub name: String,
+    pub lo: i64,
+    pub hi: i64,
+    /// Bound by the shapes of the inputs.
+    pub entry: bool,
+}
+
+/// A node of the model that errors and profiles speak of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OriginDef {
+    pub node: String,
+    pub op_type: String,
+    pub opset: i64,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct IoDef {
+    pub name: String,
+    pub elem: Elem,
+    pub shape: Vec<SizeExpr>,
+    pub buffer: usize,
+}
+
+/// Read-only bytes shared by every context (a mapped file, a vector).
+pub trait Blob: Send + Sync {
+    fn bytes(&self) -> &[u8];
+}
+
+impl Blob for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// Where a buffer lives; see the fields of the same name in `ir::host::Place`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Place {
+    Const(usize),
+    Init,
+    Input(usize),
+    Output(usize),
+    Arena { offset: SizeExpr },
+    Alias(usize),
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct BufferDef {
+    pub name: String,
+    pub elem: Elem,
+    pub shape: Vec<SizeExpr>,
+    pub bytes: SizeExpr,
+    pub place: Place,
+}
+
+/// Code of one kernel variant.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VariantDef {
+    /// Usable where every `0 <= a < b` holds.
+    pub guards: Vec<(SizeExpr, SizeExpr)>,
+    pub object: usize,
+    pub symbol: String,
+    /// Symbols the code reads, in parameter order.
+    pub syms: Vec<u32>,
+    pub trip: SizeExpr,
+    pub ns_per_iter: f64,
+    /// Scratch bytes of one thread.
+    pub scratch: SizeExpr,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct KernelDef {
+    pub name: String,
+    /// Which operands it writes.
+    pub writes: Vec<bool>,
+    pub variants: Vec<VariantDef>,
+    pub flops: SizeExpr,
+}
+
+/// Host functions of the closed table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostFnDef {
+    NonMaxSuppression { center_point_box: bool },
+}
+
+/// One step of the host schedule; the semantics are those of `ir::host::Step`.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Step {
+    Layout { buffers: Vec<usize>, end: SizeExpr },
+    Call { kernel: usize, args: Vec<usize>, origin: usize },
+    Copy { from: usize, to: usize },
+    SetSym { sym: u32, value: SizeExpr, origin: usize },
+    BindSym { sym: u32, from: usize, origin: usize },
+    CheckEq { a: SizeExpr, b: SizeExpr, message: String, origin: usize },
+    Assert { cond: usize, message: String, origin: usize },
+    If { cond: usize, then: Vec<Step>, otherwise: Vec<Step> },
+    Loop { trip: usize, cond: usize, iter: usize, cond_next: usize, count: u32, body: Vec<Step>, origin: usize },
+    Append { from: usize, to: usize, index: u32 },
+    Host { func: HostFnDef, args: Vec<usize>, results: Vec<usize>, defines: Vec<u32>, origin: usize },
+}
+
+/// Everything the runtime needs.
+#[derive(Clone, Default)]
+pub struct Program {
+    pub symbols: Vec<SymbolDef>,
+    pub origins: Vec<OriginDef>,
+    pub inputs: Vec<IoDef>,
+    pub outputs: Vec<IoDef>,
+    pub buffers: Vec<BufferDef>,
+    pub consts: Vec<Option<Arc<dyn Blob>>>,
+    pub kernels: Vec<KernelDef>,
+    /// Relocatable ELF objects.
+    pub objects: Vec<Vec<u8>>,
+    pub init: Vec<Step>,
+    pub steps: Vec<Step>,
+}
