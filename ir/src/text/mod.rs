@@ -1,1 +1,4 @@
-//! (under construction)
+//! Text of the IRs: what prints parses back to the same IR.
+
+pub mod graph;
+pub mod lex;

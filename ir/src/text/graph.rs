@@ -1,0 +1,1 @@
+//! Text of the graph IR (`.ksg`); printer and parser are being written.

@@ -1,0 +1,1 @@
+//! Verifier of the graph IR (being written; see the builder for the rules in force).

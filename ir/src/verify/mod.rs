@@ -1,0 +1,3 @@
+//! Verifiers: what well-formed IR is, level by level. Each file begins with its contract in prose.
+
+pub mod graph;
