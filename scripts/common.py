@@ -195,7 +195,8 @@ def compare(got, want, tol: Tolerance) -> Difference:
     scale = float(finite.max()) if finite.size else 0.0
     with np.errstate(all="ignore"):
         diff = np.abs(g - w)
-        bad = plain & ~(diff <= tol.rtol * np.abs(w) + tol.scaled * scale + tol.atol)
+        near = diff <= tol.rtol * np.abs(w) + tol.scaled * scale + tol.atol
+        bad = plain & ~(near & np.isfinite(diff))
     seen = diff[plain]
     worst = float(np.nanmax(seen)) if seen.size and not np.isnan(seen).all() else 0.0
     out = Difference(not bad.any(), worst, worst / scale if scale else worst)

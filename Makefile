@@ -1,0 +1,82 @@
+# make run      build, then classify held-back digits with the example network
+# make test     everything that is checked: unit tests, the ONNX suite, the examples, the scripts
+# make build    the release binary, with every backend that this machine can build
+# make lint     formatting and clippy, warnings being errors
+# make bench    timed workloads, in release mode
+# make suite    the ONNX suite alone, against tests/onnx-passing.txt
+# make bless    add what newly passes to tests/onnx-passing.txt
+# make clean    remove what was built
+#
+# `run`, `test` and `lint` share one profile (ci), so that the dependencies are compiled once.
+# Settings: KS_FEATURES=cranelift (which backends to build), CARGO_TARGET_DIR, PROFILE.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+PROFILE ?= ci
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROGRAM := $(TARGET)/$(PROFILE)/kernelsmith
+PYTHON := .venv/bin/python
+
+# Asked for in the recipes, after setup: it may have installed LLVM.
+FEATURES = --no-default-features --features "$$(scripts/features.sh)"
+
+.PHONY: run test build lint bench suite bless clean setup program tests doctests python-tests
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --release --bin kernelsmith $(FEATURES)
+
+program: setup
+	cargo build --profile $(PROFILE) --bin kernelsmith $(FEATURES)
+
+run: program
+	scripts/digits.sh $(PROGRAM)
+
+test: tests doctests program python-tests
+	scripts/digits.sh $(PROGRAM)
+	scripts/suite.sh --bin $(PROGRAM)
+
+tests: setup
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	    set -x; cargo nextest run --cargo-profile $(PROFILE) --workspace $(FEATURES) --no-tests pass; \
+	else \
+	    set -x; cargo test --profile $(PROFILE) --workspace --lib --bins --tests $(FEATURES); \
+	fi
+
+doctests: setup
+	cargo test --quiet --profile $(PROFILE) --workspace --doc $(FEATURES)
+
+python-tests:
+	@scripts/venv.sh
+	@if ls .venv/base-*.ready >/dev/null 2>&1; then \
+	    set -x; $(PYTHON) -m unittest discover --quiet --start-directory tests/python; \
+	else \
+	    echo "skipped: the tests of the scripts need the Python packages of scripts/requirements.txt"; \
+	fi
+
+suite: program
+	scripts/suite.sh --bin $(PROGRAM)
+
+bless: program
+	scripts/suite.sh --bin $(PROGRAM) --bless
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --quiet --profile $(PROFILE) --workspace --all-targets $(FEATURES) -- -D warnings
+
+bench: build
+	cargo bench --package kernelsmith-benches
+	@scripts/venv.sh peers
+	@if ls .venv/peers-*.ready >/dev/null 2>&1; then \
+	    set -x; $(PYTHON) scripts/bench_models.py --bin $(TARGET)/release/kernelsmith; \
+	else \
+	    echo "skipped: comparing with ONNX Runtime needs scripts/requirements-peers.txt"; \
+	fi
+
+clean:
+	cargo clean
+	rm -rf .venv

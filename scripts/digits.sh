@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Classify the held-back digits of examples/digits with the given kernelsmith binary, once for
+# each backend it was built with, and judge the answers.
+#
+#   scripts/digits.sh target/release/kernelsmith
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+program=$1
+out="${CARGO_TARGET_DIR:-target}/digits"
+for backend in $(scripts/features.sh | tr ',' ' '); do
+    case "$backend" in llvm | cranelift) ;; *) continue ;; esac
+    echo "examples/digits with $backend:"
+    rm -rf "$out"
+    "$program" run examples/digits/digits.onnx --inputs examples/digits/samples.npz \
+        --backend "$backend" --output-dir "$out"
+    if command -v python3 >/dev/null; then
+        python3 scripts/check_digits.py "$out/output_0.npy"
+    else
+        echo "skipped: judging the answers needs python3"
+    fi
+done
