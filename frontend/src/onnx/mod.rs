@@ -1,0 +1,5 @@
+//! ONNX to graph IR.
+
+pub mod external;
+pub mod tensor;
+pub mod wire;
