@@ -1,1 +1,18 @@
+//! Executes compiled programs: memory, threads, models and their contexts. Knows no IR.
+//!
+//! A [`Model`] is immutable, `Send + Sync` and shared; every concurrent caller has a cheap [`Context`].
 
+pub mod arena;
+pub mod context;
+pub mod error;
+mod exec;
+pub mod host_fns;
+pub mod loader;
+pub mod model;
+pub mod pool;
+
+pub use context::{Context, InputView, OutputView};
+pub use error::{Result, RunError};
+pub use exec::{Event, Observer};
+pub use model::{Limits, Model};
+pub use pool::Pool;
