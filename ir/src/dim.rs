@@ -81,6 +81,20 @@ impl Symbols {
     pub fn by_name(&self, name: &str) -> Option<Sym> {
         self.infos.iter().position(|i| i.name == name).map(|i| Sym(i as u32))
     }
+    /// The expression with the symbols' names, for messages and the text form.
+    pub fn show(&self, d: &Dim) -> String {
+        let mut s = String::new();
+        // writing to a String cannot fail
+        let _ = d.write(&mut s, &|a| match a {
+            Atom::Sym(x) => match self.infos.get(x.0 as usize) {
+                Some(info) => crate::text::lex::name(&info.name).into_owned(),
+                None => format!("s{}", x.0),
+            },
+            Atom::Var(v) => format!("i{}", v.0),
+            _ => String::new(),
+        });
+        s
+    }
 }
 
 /// What is known of atoms when expressions are simplified and compared.
