@@ -243,3 +243,94 @@ impl Func {
         self.types[v.0 as usize]
     }
 }
+
+impl Inst {
+    /// Calls `f` for every operand, those of addresses included.
+    pub fn for_each_operand(&self, f: &mut dyn FnMut(Val)) {
+        match self {
+            Inst::Const(_) | Inst::Sym(_) | Inst::Iota { .. } => {}
+            Inst::Splat(a)
+            | Inst::Unary(_, a)
+            | Inst::Convert(_, a)
+            | Inst::Bitcast(a)
+            | Inst::ReduceCols(_, a)
+            | Inst::ReduceRows(_, a)
+            | Inst::Extract(a, ..) => f(*a),
+            Inst::Binary(_, a, b) | Inst::Cmp(_, a, b) | Inst::Shuffle(a, b, _) => {
+                f(*a);
+                f(*b);
+            }
+            Inst::Fma(a, b, c) | Inst::Select(a, b, c) | Inst::TileOp { acc: a, a: b, b: c, .. } => {
+                f(*a);
+                f(*b);
+                f(*c);
+            }
+            Inst::Insert { vec, scalar, .. } => {
+                f(*vec);
+                f(*scalar);
+            }
+            Inst::Load(addr) => addr.for_each_operand(f),
+            Inst::Gather { index, mask, .. } => {
+                f(*index);
+                mask.iter().for_each(|m| f(*m));
+            }
+        }
+    }
+}
+
+impl Addr {
+    /// Calls `f` for every operand.
+    pub fn for_each_operand(&self, f: &mut dyn FnMut(Val)) {
+        f(self.index);
+        for s in [self.row, self.col] {
+            if let Stride::Val(v) = s {
+                f(v);
+            }
+        }
+        self.cols_valid.iter().for_each(|v| f(*v));
+    }
+}
+
+impl Stmt {
+    /// Calls `f` for every operand of the statement itself; those of its blocks are not visited.
+    pub fn for_each_operand(&self, f: &mut dyn FnMut(Val)) {
+        match self {
+            Stmt::Let { inst, .. } => inst.for_each_operand(f),
+            Stmt::For { lo, hi, carries, .. } => {
+                f(*lo);
+                f(*hi);
+                carries.iter().for_each(|c| f(c.1));
+            }
+            Stmt::While { carries, .. } => carries.iter().for_each(|c| f(c.1)),
+            Stmt::If { cond, .. } => f(*cond),
+            Stmt::Store { addr, value } => {
+                addr.for_each_operand(f);
+                f(*value);
+            }
+            Stmt::Scatter { index, value, mask, .. } => {
+                f(*index);
+                f(*value);
+                mask.iter().for_each(|m| f(*m));
+            }
+            Stmt::Barrier(_) | Stmt::Pipe(PipeOp::Commit | PipeOp::Wait { .. }) => {}
+            Stmt::Pipe(PipeOp::Copy { from, to, .. }) => {
+                from.for_each_operand(f);
+                to.for_each_operand(f);
+            }
+            Stmt::Check { ok, value, limit, .. } => {
+                f(*ok);
+                f(*value);
+                f(*limit);
+            }
+        }
+    }
+    /// The blocks inside the statement.
+    pub fn blocks(&self) -> Vec<&Block> {
+        match self {
+            Stmt::For { body, .. } => vec![body],
+            Stmt::While { cond, body, .. } => vec![cond, body],
+            Stmt::If { then, otherwise, .. } => vec![then, otherwise],
+            _ => Vec::new(),
+        }
+    }
+}
