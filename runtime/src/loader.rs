@@ -84,8 +84,7 @@ impl CodeImage {
         let memory = |e: std::io::Error| LoadError::Memory(e.to_string());
         let mut map = MmapMut::map_anon(layout.end as usize).map_err(memory)?;
         let base = map.as_ptr() as u64;
-        let mut linker =
-            Linker { memory: &mut map, base, slots: HashMap::new(), next_slot: layout.slots };
+        let mut linker = Linker { memory: &mut map, base, slots: HashMap::new(), next_slot: layout.slots };
         for (file, places) in files.iter().zip(&layout.places) {
             linker.link(file, places)?;
         }
@@ -113,9 +112,7 @@ impl CodeImage {
 }
 
 fn check_machine(found: object::Architecture) -> Result<(), LoadError> {
-    if cfg!(all(target_arch = "x86_64", target_os = "linux"))
-        && found == object::Architecture::X86_64
-    {
+    if cfg!(all(target_arch = "x86_64", target_os = "linux")) && found == object::Architecture::X86_64 {
         return Ok(());
     }
     Err(LoadError::Machine { found: format!("{found:?}"), expected: std::env::consts::ARCH })
@@ -179,9 +176,7 @@ fn is_loaded(section: &object::read::elf::ElfSection64<'_, '_, Endianness>) -> b
 }
 
 /// The relocations of an object by the section they patch.
-fn relocations<'a>(
-    file: &Elf<'a>,
-) -> Result<Vec<(SectionIndex, &'a [elf::Rela64<Endianness>])>, LoadError> {
+fn relocations<'a>(file: &Elf<'a>) -> Result<Vec<(SectionIndex, &'a [elf::Rela64<Endianness>])>, LoadError> {
     let (endian, data) = (file.endian(), file.data());
     let mut all = Vec::new();
     for section in file.elf_section_table().iter() {
@@ -196,10 +191,7 @@ fn relocations<'a>(
 
 /// True for relocations that refer to a pointer-sized slot which holds the address.
 fn wants_slot(kind: elf::RelocationType) -> bool {
-    matches!(
-        kind,
-        elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX
-    )
+    matches!(kind, elf::R_X86_64_GOTPCREL | elf::R_X86_64_GOTPCRELX | elf::R_X86_64_REX_GOTPCRELX)
 }
 
 fn functions(file: &Elf<'_>, places: &Places) -> Result<HashMap<String, usize>, LoadError> {
@@ -295,9 +287,7 @@ impl Linker<'_> {
             None => Target::Outside(provided(symbol.name()?)?),
         };
         let value = match (kind, target) {
-            (elf::R_X86_64_64, Target::Inside(s) | Target::Outside(s)) => {
-                s.wrapping_add_signed(addend)
-            }
+            (elf::R_X86_64_64, Target::Inside(s) | Target::Outside(s)) => s.wrapping_add_signed(addend),
             (elf::R_X86_64_PC64, Target::Inside(s) | Target::Outside(s)) => {
                 s.wrapping_add_signed(addend).wrapping_sub(pc)
             }

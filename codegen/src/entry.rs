@@ -1,0 +1,160 @@
+//! What both emitters do alike at the entry of a function: its scratch memory, its symbol
+//! parameters, and size expressions as code.
+
+use crate::Fault;
+use crate::error::Emit;
+use ir::dim::{Atom, NoFacts};
+use ir::loops::{Func, Space, Stmt};
+use ir::{Dim, Sym};
+
+/// Local arrays begin at multiples of this, in bytes.
+const LOCAL_ALIGN: i64 = 64;
+
+/// Bytes of scratch memory that one thread needs to run `func`.
+pub fn scratch_bytes(func: &Func) -> Dim {
+    local_offsets(func).1
+}
+
+/// Byte offset of each local array in the scratch memory, and the end of the last.
+pub(crate) fn local_offsets(func: &Func) -> (Vec<Dim>, Dim) {
+    let mut at = Dim::from(0);
+    let mut offsets = Vec::with_capacity(func.locals.len());
+    for local in &func.locals {
+        offsets.push(at.clone());
+        let bytes = local.elems.clone() * Dim::from(local.dtype.bytes());
+        at = at + bytes.ceil_div(&Dim::from(LOCAL_ALIGN), &NoFacts) * Dim::from(LOCAL_ALIGN);
+    }
+    (offsets, at)
+}
+
+/// Position of a symbol among the parameters of `func`.
+pub(crate) fn sym_param(func: &Func, sym: Sym) -> Emit<u32> {
+    let at = func.syms.iter().position(|s| *s == sym);
+    at.map(|i| i as u32)
+        .ok_or_else(|| Fault::invalid(format!("symbol {} is no parameter of the function", sym.0)))
+}
+
+/// Integer arithmetic of an emitter, as far as sizes need it. All values are i64.
+pub(crate) trait IntEmit {
+    type V: Copy;
+    fn number(&mut self, x: i64) -> Self::V;
+    fn sym(&mut self, sym: Sym) -> Emit<Self::V>;
+    fn add(&mut self, a: Self::V, b: Self::V) -> Emit<Self::V>;
+    fn mul(&mut self, a: Self::V, b: Self::V) -> Emit<Self::V>;
+    /// Quotient rounded down; the divisor is positive.
+    fn floor_div(&mut self, a: Self::V, b: Self::V) -> Emit<Self::V>;
+    fn min(&mut self, a: Self::V, b: Self::V) -> Emit<Self::V>;
+    fn max(&mut self, a: Self::V, b: Self::V) -> Emit<Self::V>;
+
+    /// Code for a size expression without index variables.
+    fn dim(&mut self, dim: &Dim) -> Emit<Self::V> {
+        let mut sum = None;
+        for (atoms, coef) in dim.terms() {
+            let mut product = None;
+            for atom in atoms {
+                let factor = self.atom(atom)?;
+                product = Some(match product {
+                    None => factor,
+                    Some(p) => self.mul(p, factor)?,
+                });
+            }
+            let term = match product {
+                None => self.number(*coef),
+                Some(p) if *coef == 1 => p,
+                Some(p) => {
+                    let c = self.number(*coef);
+                    self.mul(p, c)?
+                }
+            };
+            sum = Some(match sum {
+                None => term,
+                Some(s) => self.add(s, term)?,
+            });
+        }
+        Ok(match sum {
+            Some(s) => s,
+            None => self.number(0),
+        })
+    }
+
+    fn atom(&mut self, atom: &Atom) -> Emit<Self::V> {
+        match atom {
+            Atom::Sym(s) => self.sym(*s),
+            Atom::Var(v) => Err(Fault::invalid(format!("index variable {} in a size", v.0))),
+            Atom::FloorDiv(a, b) => {
+                let (a, b) = (self.dim(a)?, self.dim(b)?);
+                self.floor_div(a, b)
+            }
+            Atom::Mod(a, b) => {
+                let (a, b) = (self.dim(a)?, self.dim(b)?);
+                let q = self.floor_div(a, b)?;
+                let whole = self.mul(q, b)?;
+                let minus = self.number(-1);
+                let less = self.mul(whole, minus)?;
+                self.add(a, less)
+            }
+            Atom::Min(a, b) => {
+                let (a, b) = (self.dim(a)?, self.dim(b)?);
+                self.min(a, b)
+            }
+            Atom::Max(a, b) => {
+                let (a, b) = (self.dim(a)?, self.dim(b)?);
+                self.max(a, b)
+            }
+        }
+    }
+}
+
+/// Checks what the emitters rely on and do not check on the way: at most one parallel loop, at the
+/// top level, without carried values; nothing but pure definitions beside it. Answers whether there
+/// is one; a function without it is one iteration.
+pub(crate) fn check_entry(func: &Func) -> Emit<bool> {
+    for local in &func.locals {
+        if local.space != Space::Scratch {
+            return Err(Fault::unsupported(format!("local arrays in {:?} memory", local.space)));
+        }
+    }
+    if !func.body.yields.is_empty() {
+        return Err(Fault::invalid("the body of a function yields nothing"));
+    }
+    let mut parallel = 0;
+    let mut effects = 0;
+    for stmt in &func.body.stmts {
+        match stmt {
+            Stmt::Let { .. } => {}
+            Stmt::For { parallel: Some(_), carries, body, .. } => {
+                if !carries.is_empty() {
+                    return Err(Fault::invalid("a parallel loop carries values"));
+                }
+                parallel += 1;
+                no_parallel(&body.stmts)?;
+            }
+            other => {
+                effects += 1;
+                no_parallel(std::slice::from_ref(other))?;
+            }
+        }
+    }
+    match (parallel, effects) {
+        (0, _) => Ok(false),
+        (1, 0) => Ok(true),
+        (1, _) => Err(Fault::invalid("statements beside the parallel loop")),
+        _ => Err(Fault::invalid("more than one parallel loop")),
+    }
+}
+
+fn no_parallel(stmts: &[Stmt]) -> Emit<()> {
+    stmts.iter().try_for_each(|stmt| match stmt {
+        Stmt::For { parallel: Some(_), .. } => Err(Fault::invalid("a parallel loop that is not outermost")),
+        Stmt::For { body, .. } => no_parallel(&body.stmts),
+        Stmt::While { cond, body, .. } => {
+            no_parallel(&cond.stmts)?;
+            no_parallel(&body.stmts)
+        }
+        Stmt::If { then, otherwise, .. } => {
+            no_parallel(&then.stmts)?;
+            no_parallel(&otherwise.stmts)
+        }
+        _ => Ok(()),
+    })
+}

@@ -1,0 +1,153 @@
+//! The LLVM emitter: machine form to LLVM IR, one to one, and from there to objects.
+//!
+//! Machine form is already what a pass pipeline would make of it (vectors are explicit, accumulators
+//! are phis, addresses are shared), so none is run: only instruction selection and register allocation.
+
+mod build;
+mod func;
+mod inst;
+mod mem;
+
+use crate::error::Emit;
+use crate::object_check::check_self_contained;
+use crate::{Backend, CodegenError, CompiledFunc, Fault, target};
+use inkwell::OptimizationLevel;
+use inkwell::context::Context;
+use inkwell::module::Module;
+use inkwell::targets::{
+    CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple,
+};
+use ir::loops::Func;
+use ir::target::TargetDesc;
+use rayon::prelude::*;
+
+/// LLVM for this host.
+pub(crate) struct Llvm {
+    desc: TargetDesc,
+    pool: rayon::ThreadPool,
+}
+
+fn host_error(message: impl ToString) -> CodegenError {
+    CodegenError::Host { backend: "llvm", message: message.to_string() }
+}
+
+impl Llvm {
+    pub(crate) fn new(threads: usize) -> Result<Llvm, CodegenError> {
+        Target::initialize_native(&InitializationConfig::default()).map_err(host_error)?;
+        let cpu = TargetMachine::get_host_cpu_name().to_string();
+        let features = TargetMachine::get_host_cpu_features().to_string();
+        let desc = target::llvm_host(cpu, features, threads);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("compile-{i}"))
+            .build()
+            .map_err(host_error)?;
+        let llvm = Llvm { desc, pool };
+        llvm.machine()?;
+        Ok(llvm)
+    }
+
+    fn machine(&self) -> Result<Machine, CodegenError> {
+        let triple = TargetMachine::get_default_triple();
+        let target = Target::from_triple(&triple).map_err(host_error)?;
+        let machine = target
+            .create_target_machine(
+                &triple,
+                &self.desc.cpu,
+                &self.desc.features,
+                OptimizationLevel::Default,
+                RelocMode::PIC,
+                CodeModel::Small,
+            )
+            .ok_or_else(|| host_error("no target machine for this CPU"))?;
+        Ok(Machine { machine, triple })
+    }
+
+    fn file(&self, func: &Func, kind: FileType) -> Result<Vec<u8>, CodegenError> {
+        let machine = self.machine()?;
+        let context = Context::create();
+        let bytes = module(&context, &machine, &self.desc, func)
+            .and_then(|m| machine.write(&m, kind))
+            .map_err(|f| f.of(&func.name))?;
+        Ok(bytes)
+    }
+}
+
+/// A target machine; one per compiling thread.
+struct Machine {
+    machine: TargetMachine,
+    triple: TargetTriple,
+}
+
+impl Machine {
+    fn write(&self, module: &Module<'_>, kind: FileType) -> Emit<Vec<u8>> {
+        let buffer = self.machine.write_to_memory_buffer(module, kind).map_err(Fault::emitter)?;
+        let mut bytes = buffer.as_slice().to_vec();
+        if matches!(kind, FileType::Assembly) {
+            // the buffer of text is terminated as a C string
+            bytes.retain(|b| *b != 0);
+        }
+        Ok(bytes)
+    }
+}
+
+/// The module of one function.
+fn module<'ctx>(
+    context: &'ctx Context,
+    machine: &Machine,
+    desc: &TargetDesc,
+    func: &Func,
+) -> Emit<Module<'ctx>> {
+    let module = context.create_module(&func.name);
+    module.set_triple(&machine.triple);
+    module.set_data_layout(&machine.machine.get_target_data().get_data_layout());
+    func::emit(context, &module, desc, func)?;
+    if cfg!(debug_assertions) {
+        module.verify().map_err(|e| Fault::emitter(format!("{}\n{}", e, module.to_string())))?;
+    }
+    Ok(module)
+}
+
+impl Backend for Llvm {
+    fn name(&self) -> &'static str {
+        "llvm"
+    }
+
+    fn target(&self) -> TargetDesc {
+        self.desc.clone()
+    }
+
+    fn compile(&self, funcs: &[&Func]) -> Result<Vec<CompiledFunc>, CodegenError> {
+        self.pool.install(|| {
+            funcs
+                .par_iter()
+                .map_init(
+                    || (Context::create(), self.machine()),
+                    |(context, machine), func| {
+                        let machine = machine.as_ref().map_err(Clone::clone)?;
+                        let object = module(context, machine, &self.desc, func)
+                            .and_then(|m| machine.write(&m, FileType::Object))
+                            .and_then(|object| {
+                                check_self_contained(&object)?;
+                                Ok(object)
+                            })
+                            .map_err(|f| f.of(&func.name))?;
+                        Ok(CompiledFunc { object, symbol: func.name.clone() })
+                    },
+                )
+                .collect()
+        })
+    }
+
+    fn ir_text(&self, func: &Func) -> Result<String, CodegenError> {
+        let machine = self.machine()?;
+        let context = Context::create();
+        let module = module(&context, &machine, &self.desc, func).map_err(|f| f.of(&func.name))?;
+        Ok(module.to_string())
+    }
+
+    fn asm_text(&self, func: &Func) -> Result<String, CodegenError> {
+        let bytes = self.file(func, FileType::Assembly)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}

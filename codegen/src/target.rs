@@ -1,0 +1,141 @@
+//! What is known of the machine that this process runs on, as plain data.
+
+use ir::target::TargetDesc;
+use std::path::Path;
+
+/// Instruction set extensions that decide anything here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HostFeatures {
+    pub avx2: bool,
+    /// AVX-512 foundation with byte/word, doubleword/quadword and short vectors.
+    pub avx512: bool,
+    pub fma: bool,
+    pub f16c: bool,
+}
+
+impl HostFeatures {
+    pub fn detect() -> HostFeatures {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            HostFeatures {
+                avx2: has!("avx2"),
+                avx512: has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl"),
+                fma: has!("fma"),
+                f16c: has!("f16c"),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        HostFeatures::default()
+    }
+
+    fn level(self) -> &'static str {
+        match self {
+            HostFeatures { avx512: true, .. } => "avx512",
+            HostFeatures { avx2: true, .. } => "avx2",
+            _ => "baseline",
+        }
+    }
+}
+
+/// The host as the LLVM emitter uses it: its widest vectors, all its registers.
+pub fn llvm_host(cpu: String, features: String, threads: usize) -> TargetDesc {
+    let host = HostFeatures::detect();
+    let caches = Caches::detect();
+    TargetDesc {
+        name: format!("llvm-{}-{}", std::env::consts::ARCH, host.level()),
+        cpu,
+        features,
+        vector_bits: match host {
+            HostFeatures { avx512: true, .. } => 512,
+            HostFeatures { avx2: true, .. } => 256,
+            _ => 128,
+        },
+        vector_regs: if host.avx512 { 32 } else { 16 },
+        has_fma: host.fma,
+        has_masks: host.avx512,
+        has_f16: host.f16c,
+        cache_line: caches.line,
+        l1_bytes: caches.l1,
+        l2_bytes: caches.l2,
+        threads,
+    }
+}
+
+/// The host as the Cranelift emitter uses it: 128-bit vectors in 16 registers.
+pub fn cranelift_host(threads: usize) -> TargetDesc {
+    let caches = Caches::detect();
+    TargetDesc {
+        name: format!("cranelift-{}", std::env::consts::ARCH),
+        cpu: String::new(),
+        features: String::new(),
+        vector_bits: 128,
+        vector_regs: 16,
+        has_fma: HostFeatures::detect().fma,
+        has_masks: false,
+        has_f16: false,
+        cache_line: caches.line,
+        l1_bytes: caches.l1,
+        l2_bytes: caches.l2,
+        threads,
+    }
+}
+
+/// Data caches of one core, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Caches {
+    line: usize,
+    l1: usize,
+    l2: usize,
+}
+
+impl Caches {
+    /// From sysfs; common values where it does not tell.
+    fn detect() -> Caches {
+        let mut caches = Caches { line: 64, l1: 32 << 10, l2: 1 << 20 };
+        let root = Path::new("/sys/devices/system/cpu/cpu0/cache");
+        for index in 0..8 {
+            let dir = root.join(format!("index{index}"));
+            let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
+            let (Some(level), Some(kind), Some(size)) = (read("level"), read("type"), read("size")) else {
+                continue;
+            };
+            let Some(bytes) = parse_size(size.trim()) else { continue };
+            match (level.trim(), kind.trim()) {
+                (_, "Instruction") => continue,
+                ("1", _) => caches.l1 = bytes,
+                ("2", _) => caches.l2 = bytes,
+                _ => continue,
+            }
+            let line = read("coherency_line_size").and_then(|l| l.trim().parse().ok());
+            caches.line = line.filter(|l| *l >= 16).unwrap_or(caches.line);
+        }
+        caches
+    }
+}
+
+/// `48K`, `1024K`, `2M`.
+fn parse_size(text: &str) -> Option<usize> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let n: usize = digits.parse().ok().filter(|n| *n > 0)?;
+    match &text[digits.len()..] {
+        "" => Some(n),
+        "K" => n.checked_mul(1 << 10),
+        "M" => n.checked_mul(1 << 20),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_sizes() {
+        assert_eq!(parse_size("48K"), Some(48 << 10));
+        assert_eq!(parse_size("2M"), Some(2 << 20));
+        assert_eq!(parse_size("64"), Some(64));
+        assert_eq!(parse_size("0K"), None);
+        assert_eq!(parse_size("K"), None);
+    }
+}
