@@ -1,1 +1,18 @@
-//! (under construction)
+//! kernelsmith compiles trained models to native code and runs them.
+//!
+//! ```no_run
+//! use kernelsmith::{CompileOptions, compile};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let compiled = compile("model.onnx".as_ref(), &CompileOptions::default())?;
+//! let mut context = compiled.context(); // one for each concurrent caller
+//! let x = kernelsmith::ir::Tensor::from_f32(vec![1, 3], &[1.0, 2.0, 3.0]);
+//! let outputs = compiled.run(&mut context, &[x])?;
+//! # Ok(()) }
+//! ```
+
+pub mod arrays;
+pub mod cli;
+pub mod driver;
+
+pub use driver::{CompileOptions, Compiled, Error, compile, compile_module, import};
+pub use {codegen, frontend, interp, ir, passes, runtime};

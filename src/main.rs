@@ -1,1 +1,5 @@
-fn main() {}
+//! The `kernelsmith` command line.
+
+fn main() -> std::process::ExitCode {
+    kernelsmith::cli::main()
+}

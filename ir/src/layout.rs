@@ -44,4 +44,34 @@ impl Layout {
     pub fn split_of(&self, dim: usize) -> usize {
         self.frags.iter().filter(|f| f.dim == dim).filter_map(|f| f.len).product()
     }
+    /// Elements from the start of the buffer to the element at `index` of a tensor of `shape`.
+    pub fn offset(&self, shape: &[usize], index: &[usize]) -> usize {
+        self.frags.iter().fold(0, |at, f| {
+            let (lo, hi) = self.halo[f.dim];
+            let extent = f.len.unwrap_or_else(|| (shape[f.dim] + lo + hi).div_ceil(f.div));
+            let part = (index[f.dim] + lo) / f.div;
+            at * extent + f.len.map_or(part, |len| part % len)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_of_split_and_haloed_layouts() {
+        assert_eq!(Layout::permuted(&[0, 2, 3, 1]).offset(&[2, 3, 4, 5], &[1, 2, 3, 4]), 119);
+        let mut l = Layout::permuted(&[0, 1]);
+        l.halo = vec![(0, 0), (1, 2)];
+        assert_eq!(l.offset(&[2, 4], &[1, 0]), 8);
+        // n/16, k, n%16
+        let frags = vec![
+            Frag { dim: 1, div: 16, len: None },
+            Frag { dim: 0, div: 1, len: None },
+            Frag { dim: 1, div: 1, len: Some(16) },
+        ];
+        let l = Layout { frags, halo: vec![(0, 0); 2] };
+        assert_eq!(l.offset(&[10, 20], &[3, 17]), 160 + 3 * 16 + 1);
+    }
 }

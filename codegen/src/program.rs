@@ -1,0 +1,304 @@
+//! From the lowered model to the program that the runtime executes.
+
+use crate::{Backend, CodegenError, legalise};
+use format::{
+    Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, Place, Program, SizeExpr, SizeOp, Step,
+    SymbolDef, VariantDef,
+};
+use ir::host::{self, Lowered};
+use ir::loops::Func;
+use ir::prim::HostFn;
+use ir::tensor::ByteSource;
+use ir::{Atom, ConstSource, DType, Dim, SymKind};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Counts of one compilation, for reports and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Kernel variants of the model, and the different ones among them that were compiled.
+    pub variants: usize,
+    pub compiled: usize,
+    pub code_bytes: usize,
+}
+
+/// Compiles every kernel of `lowered` with `backend` (equal functions once) and writes the program.
+/// Constants of random or splat source must have been given bytes before.
+pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats), CodegenError> {
+    let target = backend.target();
+    let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
+    for k in &lowered.kernels {
+        for v in &k.variants {
+            let key = fingerprint(&v.func);
+            let next = unique.len();
+            let slot = *index.entry(key).or_insert(next);
+            if slot == next {
+                unique.push(&v.func);
+            }
+            slots.push(slot);
+        }
+    }
+    let machine = unique
+        .par_iter()
+        .enumerate()
+        .map(|(i, f)| {
+            let mut m = legalise::legalise(f, &target)?;
+            // symbols must differ between objects, and be the same from run to run
+            m.name = format!("k{i}_{}", identifier(&f.name));
+            Ok(m)
+        })
+        .collect::<Result<Vec<Func>, CodegenError>>()?;
+    let compiled = backend.compile(&machine.iter().collect::<Vec<_>>())?;
+    let mut stats = Stats { variants: slots.len(), compiled: compiled.len(), code_bytes: 0 };
+
+    let mut slots = slots.into_iter();
+    let mut kernels = Vec::new();
+    for k in &lowered.kernels {
+        let mut variants = Vec::new();
+        for v in &k.variants {
+            let slot = slots.next().unwrap_or(0);
+            variants.push(VariantDef {
+                guards: v.guards.iter().map(|g| Ok((size(&g.expr)?, size(&g.bound)?))).collect::<Result<_, CodegenError>>()?,
+                object: slot,
+                symbol: compiled[slot].symbol.clone(),
+                // the symbols of this kernel, which may be others than those of its equal
+                syms: v.func.syms.iter().map(|s| s.0).collect(),
+                trip: size(&v.func.launch.trip)?,
+                ns_per_iter: v.func.launch.ns_per_iter,
+                scratch: size(&crate::scratch_bytes(&v.func))?,
+            });
+        }
+        let writes = k.kernel.buffers.iter().map(|b| b.access != ir::kernel::Access::Read).collect();
+        kernels.push(KernelDef { name: k.kernel.name.clone(), writes, variants, flops: size(&k.flops)? });
+    }
+    let objects: Vec<Vec<u8>> = compiled.into_iter().map(|c| c.object).collect();
+    stats.code_bytes = objects.iter().map(Vec::len).sum();
+
+    let m = &lowered.module;
+    let io = |ids: &[host::BufferId], names: &dyn Fn(usize) -> String| {
+        ids.iter()
+            .enumerate()
+            .map(|(i, b)| {
+                let def = &lowered.buffers[b.0 as usize];
+                Ok(IoDef { name: names(i), elem: elem(def.dtype), shape: sizes(&def.shape)?, buffer: b.0 as usize })
+            })
+            .collect::<Result<Vec<_>, CodegenError>>()
+    };
+    let input_name = |i: usize| m.graph.inputs.get(i).and_then(|&v| m.graph[v].name.clone()).unwrap_or_default();
+    let output_name = |i: usize| m.output_names.get(i).cloned().unwrap_or_default();
+    let program = Program {
+        symbols: m
+            .symbols
+            .infos
+            .iter()
+            .map(|s| SymbolDef { name: s.name.clone(), lo: s.lo, hi: s.hi, entry: s.kind == SymKind::Entry })
+            .collect(),
+        origins: m
+            .origins
+            .iter()
+            .map(|o| OriginDef { node: o.node.clone(), op_type: o.op_type.clone(), opset: o.opset })
+            .collect(),
+        inputs: io(&lowered.inputs, &input_name)?,
+        outputs: io(&lowered.outputs, &output_name)?,
+        buffers: lowered.buffers.iter().map(buffer).collect::<Result<_, _>>()?,
+        consts: m.consts.iter().map(|c| blob(&c.source)).collect(),
+        kernels,
+        objects,
+        init: steps(&lowered.init)?,
+        steps: steps(&lowered.steps)?,
+    };
+    Ok((program, stats))
+}
+
+/// Text that is equal for functions with equal code: names of values and buffers do not matter.
+fn fingerprint(f: &Func) -> String {
+    let mut f = f.clone();
+    f.name.clear();
+    f.launch = Default::default();
+    f.origins.clear();
+    for b in &mut f.bufs {
+        b.name.clear();
+    }
+    // symbols are parameters by position
+    for (i, s) in f.syms.iter_mut().enumerate() {
+        s.0 = i as u32;
+    }
+    format!("{f:?}")
+}
+
+fn identifier(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(48).collect()
+}
+
+fn elem(d: DType) -> Elem {
+    Elem { name: d.name(), bytes: d.bytes() }
+}
+
+fn buffer(b: &host::Buffer) -> Result<BufferDef, CodegenError> {
+    let place = match &b.place {
+        host::Place::Const(c) => Place::Const(c.0 as usize),
+        host::Place::Init => Place::Init,
+        host::Place::Input(i) => Place::Input(*i),
+        host::Place::Output(i) => Place::Output(*i),
+        host::Place::Arena { offset } => Place::Arena { offset: size(offset)? },
+        host::Place::Alias(of) => Place::Alias(of.0 as usize),
+    };
+    Ok(BufferDef { name: b.name.clone(), elem: elem(b.dtype), shape: sizes(&b.shape)?, bytes: size(&b.bytes)?, place })
+}
+
+struct Bytes(Arc<dyn ByteSource>);
+impl Blob for Bytes {
+    fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+fn blob(source: &ConstSource) -> Option<Arc<dyn Blob>> {
+    match source {
+        ConstSource::Bytes(b) => Some(Arc::new(Bytes(b.clone()))),
+        ConstSource::Splat(_) | ConstSource::Random { .. } | ConstSource::Strings(_) => None,
+    }
+}
+
+fn sizes(dims: &[Dim]) -> Result<Vec<SizeExpr>, CodegenError> {
+    dims.iter().map(size).collect()
+}
+
+/// A `Dim` over symbols as postfix code.
+pub fn size(d: &Dim) -> Result<SizeExpr, CodegenError> {
+    if let Some(c) = d.as_const() {
+        return Ok(SizeExpr::Const(c));
+    }
+    let mut code = Vec::new();
+    let depth = emit(d, &mut code)?;
+    if depth > SizeExpr::MAX_DEPTH {
+        return Err(CodegenError::Limit(format!("size expression `{d}` is too deep")));
+    }
+    Ok(SizeExpr::Code(code.into()))
+}
+
+/// Appends the code of `d`; the greatest stack depth it needs.
+fn emit(d: &Dim, code: &mut Vec<SizeOp>) -> Result<usize, CodegenError> {
+    let mut deepest = 1;
+    if d.terms().is_empty() {
+        code.push(SizeOp::Const(0));
+    }
+    for (i, (atoms, c)) in d.terms().iter().enumerate() {
+        // operands below this term: the sum so far
+        let below = usize::from(i > 0);
+        let mut factors = 0;
+        if *c != 1 || atoms.is_empty() {
+            code.push(SizeOp::Const(*c));
+            factors = 1;
+        }
+        for a in atoms {
+            let mut pair = |x: &Dim, y: &Dim, op: SizeOp| {
+                let dx = emit(x, code)?;
+                let dy = emit(y, code)?;
+                code.push(op);
+                Ok::<_, CodegenError>(dx.max(dy + 1))
+            };
+            let depth = match a {
+                Atom::Sym(s) => {
+                    code.push(SizeOp::Sym(s.0));
+                    1
+                }
+                Atom::Var(_) => return Err(CodegenError::Internal(format!("index variable in the size `{d}`"))),
+                Atom::FloorDiv(x, y) => pair(x, y, SizeOp::FloorDiv)?,
+                Atom::Mod(x, y) => pair(x, y, SizeOp::Mod)?,
+                Atom::Min(x, y) => pair(x, y, SizeOp::Min)?,
+                Atom::Max(x, y) => pair(x, y, SizeOp::Max)?,
+            };
+            deepest = deepest.max(below + usize::from(factors > 0) + depth);
+            if factors > 0 {
+                code.push(SizeOp::Mul);
+            }
+            factors = 1;
+        }
+        deepest = deepest.max(below + 1);
+        if i > 0 {
+            code.push(SizeOp::Add);
+        }
+    }
+    Ok(deepest)
+}
+
+fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
+    let id = |b: &host::BufferId| b.0 as usize;
+    let ids = |bs: &[host::BufferId]| bs.iter().map(id).collect::<Vec<_>>();
+    let syms = |ss: &[ir::Sym]| ss.iter().map(|s| s.0).collect::<Vec<_>>();
+    list.iter()
+        .map(|s| {
+            Ok(match s {
+                host::Step::Layout { buffers, end } => Step::Layout { buffers: ids(buffers), end: size(end)? },
+                host::Step::Call { kernel, args, origin } => {
+                    Step::Call { kernel: *kernel, args: ids(args), origin: origin.index() }
+                }
+                host::Step::Copy { from, to } => Step::Copy { from: id(from), to: id(to) },
+                host::Step::SetSym { sym, value, origin } => {
+                    Step::SetSym { sym: sym.0, value: size(value)?, origin: origin.index() }
+                }
+                host::Step::BindSym { sym, from, origin } => {
+                    Step::BindSym { sym: sym.0, from: id(from), origin: origin.index() }
+                }
+                host::Step::CheckEq { a, b, message, origin } => {
+                    Step::CheckEq { a: size(a)?, b: size(b)?, message: message.clone(), origin: origin.index() }
+                }
+                host::Step::Assert { cond, message, origin } => {
+                    Step::Assert { cond: id(cond), message: message.clone(), origin: origin.index() }
+                }
+                host::Step::If { cond, then, otherwise } => {
+                    Step::If { cond: id(cond), then: steps(then)?, otherwise: steps(otherwise)? }
+                }
+                host::Step::Loop { trip, cond, iter, cond_next, count, body, origin } => Step::Loop {
+                    trip: id(trip),
+                    cond: id(cond),
+                    iter: id(iter),
+                    cond_next: id(cond_next),
+                    count: count.0,
+                    body: steps(body)?,
+                    origin: origin.index(),
+                },
+                host::Step::Append { from, to, index } => Step::Append { from: id(from), to: id(to), index: index.0 },
+                host::Step::Host { func, args, results, defines, origin } => Step::Host {
+                    func: match func {
+                        HostFn::NonMaxSuppression { center_point_box } => {
+                            HostFnDef::NonMaxSuppression { center_point_box: *center_point_box }
+                        }
+                    },
+                    args: ids(args),
+                    results: ids(results),
+                    defines: syms(defines),
+                    origin: origin.index(),
+                },
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ir::{NoFacts, Sym};
+
+    #[test]
+    fn sizes_agree_with_dims() {
+        let (a, b) = (Dim::from(Sym(0)), Dim::from(Sym(1)));
+        let facts = NoFacts;
+        let cases = [
+            &a * &b + Dim::from(3),
+            Dim::from(7) - a.clone() * Dim::from(2),
+            (&a + &b).floor_div(&Dim::from(4), &facts) * &b,
+            a.modulo(&b, &facts).max_with(&(&a - &Dim::from(9)), &facts),
+            Dim::from(0),
+            &a * &a * b.min_with(&a, &facts) - &b * Dim::from(5) + Dim::from(1),
+        ];
+        for d in &cases {
+            for (x, y) in [(1i64, 1i64), (5, 3), (17, 4), (100, 7)] {
+                let want = d.eval_syms(&|s| Some(if s.0 == 0 { x } else { y }));
+                assert_eq!(size(d).unwrap().eval(&[x, y]).ok(), want, "{d} at {x}, {y}");
+            }
+        }
+    }
+}

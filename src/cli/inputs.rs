@@ -1,0 +1,71 @@
+//! Where the inputs of a run come from.
+
+use crate::arrays::{self, Array};
+use crate::driver::{Error, describe_inputs};
+use clap::Args;
+use ir::{Module, Tensor};
+use std::path::PathBuf;
+
+#[derive(Args, Clone, Default)]
+pub(super) struct InputArgs {
+    /// One input from a .npy file (NAME ends at the last `=`)
+    #[arg(long = "input", value_name = "NAME=FILE.npy")]
+    input: Vec<String>,
+    /// Inputs by name from a .npz file
+    #[arg(long, value_name = "FILE.npz")]
+    inputs: Option<PathBuf>,
+    /// Random inputs; sizes that --dim does not give are 1
+    #[arg(long, value_name = "SEED")]
+    random: Option<u64>,
+}
+
+impl InputArgs {
+    /// As `--random SEED`.
+    pub(super) fn with_seed(seed: u64) -> InputArgs {
+        InputArgs { random: Some(seed), ..Default::default() }
+    }
+
+    pub(super) fn given(&self) -> bool {
+        !self.input.is_empty() || self.inputs.is_some() || self.random.is_some()
+    }
+
+    /// The tensors for the inputs of `module`, in its order.
+    pub(super) fn load(&self, module: &Module) -> Result<Vec<Tensor>, Error> {
+        let mut arrays: Vec<(String, Array)> = Vec::new();
+        if let Some(path) = &self.inputs {
+            arrays = arrays::read_npz(path)?;
+        }
+        for s in &self.input {
+            let (name, path) =
+                s.rsplit_once('=').ok_or_else(|| Error::Usage(format!("--input {s}: expected NAME=FILE.npy")))?;
+            arrays.retain(|(n, _)| n != name);
+            arrays.push((name.to_string(), arrays::read_npy(path.as_ref())?));
+        }
+        let wanted = describe_inputs(module);
+        let mut tensors = Vec::new();
+        for (i, (&v, (name, ty))) in module.graph.inputs.iter().zip(&wanted).enumerate() {
+            let value = &module.graph[v];
+            // conformance files prefix the names of inputs, since they hold outputs too
+            let prefixed = format!("in.{name}");
+            let found = arrays.iter().position(|(n, _)| n == name || *n == prefixed);
+            if let Some(at) = found {
+                let array = arrays.swap_remove(at).1;
+                let t = array
+                    .into_tensor(value.ty.dtype)
+                    .map_err(|e| Error::Input(format!("input {i} \"{name}\": {e}")))?;
+                tensors.push(t);
+            } else if let Some(seed) = self.random {
+                let shape = value
+                    .ty
+                    .shape
+                    .iter()
+                    .map(|d| d.eval_syms(&|s| Some(module.symbols.get(s).lo.max(1))).unwrap_or(1) as usize)
+                    .collect();
+                tensors.push(arrays::random(value.ty.dtype, shape, seed.wrapping_add(i as u64)));
+            } else {
+                return Err(Error::Input(format!("input {i} \"{name}\" is missing: the model wants {ty}")));
+            }
+        }
+        Ok(tensors)
+    }
+}

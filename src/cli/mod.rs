@@ -1,0 +1,138 @@
+//! The command line. Results go to standard output, everything else to standard error.
+
+mod bench;
+mod check;
+mod inputs;
+mod inspect;
+mod run;
+mod test_cases;
+mod verify;
+
+use crate::driver::{CompileOptions, Error};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Compiles trained models (ONNX, .ksg) to native code and runs them.
+#[derive(Parser)]
+#[command(
+    name = "kernelsmith",
+    version,
+    after_help = "Exit status: 0 good, 1 failed (a wrong result), 2 usage, 3 model not supported, 4 bad input, \
+                  5 a limit exceeded, 70 internal error."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a model and run it once.
+    Run(run::RunArgs),
+    /// Compile a model and time it.
+    Bench(bench::BenchArgs),
+    /// Show a model at any stage of compilation.
+    Inspect(inspect::InspectArgs),
+    /// Compare the compiled model with the reference interpreter, kernel by kernel.
+    Verify(verify::VerifyArgs),
+    /// List everything in a model that is invalid or not supported, without compiling it.
+    Check(check::CheckArgs),
+    /// Run conformance cases (for test harnesses).
+    TestCases(test_cases::TestCasesArgs),
+}
+
+/// A model and how to compile it.
+#[derive(Args, Clone)]
+struct ModelArgs {
+    /// The model: .onnx or .ksg
+    model: PathBuf,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Fix a named size of the inputs
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    dims: Vec<(String, i64)>,
+}
+
+#[derive(Args, Clone)]
+struct CompileArgs {
+    /// llvm, cranelift, or interp (the reference interpreter); the best of this build by default
+    #[arg(long)]
+    backend: Option<String>,
+    /// Threads of one run (default: the cores that this process may use)
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+impl CompileArgs {
+    fn options(&self) -> CompileOptions {
+        CompileOptions { backend: self.backend.clone(), threads: self.threads, ..Default::default() }
+    }
+    fn interpreted(&self) -> bool {
+        self.backend.as_deref() == Some("interp")
+    }
+}
+
+impl ModelArgs {
+    fn options(&self) -> CompileOptions {
+        CompileOptions { dims: self.dims.clone(), ..self.compile.options() }
+    }
+}
+
+fn parse_dim(s: &str) -> Result<(String, i64), String> {
+    let (name, n) = s.rsplit_once('=').ok_or("expected NAME=N")?;
+    let n: i64 = n.parse().map_err(|e| format!("{n}: {e}"))?;
+    if n < 0 { Err(format!("{n} is negative")) } else { Ok((name.to_string(), n)) }
+}
+
+/// What a command ended with, when it was not an error.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    Good,
+    /// A wrong result: exit status 1.
+    Failed,
+}
+
+/// Entry point of the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // help and version go to standard output and are no error
+            let code = if e.use_stderr() { 2 } else { 0 };
+            let _ = e.print();
+            return ExitCode::from(code);
+        }
+    };
+    let result = match &cli.command {
+        Command::Run(a) => run::run(a),
+        Command::Bench(a) => bench::bench(a),
+        Command::Inspect(a) => inspect::inspect(a),
+        Command::Verify(a) => verify::verify(a),
+        Command::Check(a) => check::check(a),
+        Command::TestCases(a) => test_cases::test_cases(a),
+    };
+    match result {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::from(1),
+        Err(e) => {
+            let text = e.to_string();
+            let prefix = if text.starts_with("error") { "" } else { "error: " };
+            eprintln!("{prefix}{text}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+/// An error of writing a report.
+fn output_error(e: impl std::fmt::Display) -> Error {
+    Error::Usage(format!("writing the result: {e}"))
+}
+
+/// A spinner on a terminal, nothing elsewhere.
+fn progress(message: &str) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new_spinner();
+    bar.set_message(message.to_string());
+    bar.enable_steady_tick(std::time::Duration::from_millis(120));
+    bar
+}

@@ -1,0 +1,199 @@
+//! From a model file to something that runs: the one place where all crates meet.
+
+use frontend::Diagnostic;
+use ir::host::Lowered;
+use ir::{ConstSource, Dim, Module, Tensor};
+use runtime::{Context, InputView, Limits, Model, Pool, RunError};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use thiserror::Error;
+
+/// What to do with a model. The defaults are right for most uses.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    /// `llvm`, `cranelift`; `None` takes the best this build has.
+    pub backend: Option<String>,
+    /// Threads of one run, the caller's included; 0: the cores this process may use.
+    pub threads: usize,
+    /// Fixes named sizes (`batch=4`).
+    pub dims: Vec<(String, i64)>,
+    pub limits: Limits,
+}
+
+/// Why a model could not be compiled or run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Everything that is wrong with the model, or that we cannot do with it.
+    #[error("{}", list(.0))]
+    Import(Vec<Diagnostic>),
+    #[error(transparent)]
+    Passes(#[from] passes::PassError),
+    #[error(transparent)]
+    Codegen(#[from] codegen::CodegenError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("reference interpreter: {0}")]
+    Interp(#[from] interp::InterpError),
+    #[error(transparent)]
+    Array(#[from] crate::arrays::ArrayError),
+    /// Inputs that do not fit the model.
+    #[error("{0}")]
+    Input(String),
+    #[error("{0}")]
+    Usage(String),
+}
+
+fn list(problems: &[Diagnostic]) -> String {
+    problems.iter().map(|d| d.to_string()).collect::<Vec<_>>().join("\n")
+}
+
+impl Error {
+    /// Exit status of the command line: 1 wrong result, 2 usage, 3 unsupported, 4 bad input, 5 limit, 70 ours.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Import(d) if d.iter().any(|d| d.kind == frontend::Kind::Limit) => 5,
+            Error::Import(d) if d.iter().all(|d| d.kind == frontend::Kind::Unsupported) => 3,
+            Error::Import(_) | Error::Input(_) | Error::Array(_) => 4,
+            Error::Passes(e) if e.is_unsupported() => 3,
+            Error::Codegen(codegen::CodegenError::UnknownBackend { .. }) | Error::Usage(_) => 2,
+            Error::Passes(_) | Error::Codegen(_) => 70,
+            Error::Run(RunError::Limit { .. } | RunError::Memory(_)) => 5,
+            Error::Run(RunError::Program(_) | RunError::Code(_)) => 70,
+            Error::Run(_) => 4,
+            Error::Interp(e) if e.is_limit() => 5,
+            Error::Interp(_) => 4,
+        }
+    }
+}
+
+/// Milliseconds of each stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    pub import: f64,
+    pub passes: f64,
+    pub codegen: f64,
+    pub load: f64,
+}
+
+/// A compiled model, ready for any number of concurrent callers ([`Compiled::context`]).
+pub struct Compiled {
+    pub lowered: Lowered,
+    pub model: Arc<Model>,
+    pub stats: codegen::program::Stats,
+    pub times: Times,
+    pub backend: &'static str,
+}
+
+/// Reads a model (`.onnx`, `.ksg`) into import-stage graph IR.
+pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
+    let mut import = frontend::ImportOptions::default();
+    import.dims.extend(options.dims.iter().cloned());
+    frontend::load(path, &import).map_err(Error::Import)
+}
+
+/// The backend that `options` ask for.
+pub fn backend(options: &CompileOptions) -> Result<Box<dyn codegen::Backend>, Error> {
+    let name = match &options.backend {
+        Some(name) => name.as_str(),
+        None => *codegen::available().first().ok_or_else(|| Error::Usage("this build has no backend".into()))?,
+    };
+    Ok(codegen::backend(name, options.threads)?)
+}
+
+/// Compiles a model file.
+pub fn compile(path: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
+    let began = Instant::now();
+    let module = import(path, options)?;
+    let import_ms = ms(began);
+    let mut compiled = compile_module(module, options)?;
+    compiled.times.import = import_ms;
+    Ok(compiled)
+}
+
+/// Compiles a module from any source.
+pub fn compile_module(mut module: Module, options: &CompileOptions) -> Result<Compiled, Error> {
+    let backend = backend(options)?;
+    let mut times = Times::default();
+    let began = Instant::now();
+    give_bytes(&mut module)?;
+    let mut lowered = passes::compile(module, &backend.target(), &passes::Options::default())?;
+    // passes may add constants of their own
+    give_bytes(&mut lowered.module)?;
+    times.passes = ms(began);
+    let began = Instant::now();
+    let (program, stats) = codegen::program::build(&lowered, &*backend)?;
+    times.codegen = ms(began);
+    let began = Instant::now();
+    let pool = Arc::new(Pool::new(options.threads));
+    let model = Model::load(program, pool, options.limits)?;
+    times.load = ms(began);
+    Ok(Compiled { lowered, model, stats, times, backend: backend.name() })
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Splat and random constants become bytes, which is all that a program can hold.
+fn give_bytes(module: &mut Module) -> Result<(), Error> {
+    for c in &mut module.consts {
+        if matches!(c.source, ConstSource::Splat(_) | ConstSource::Random { .. }) {
+            c.source = ConstSource::Bytes(Arc::new(interp::materialise(c)?.data));
+        }
+    }
+    Ok(())
+}
+
+impl Compiled {
+    /// Memory for one caller.
+    pub fn context(&self) -> Context {
+        Context::new(self.model.clone())
+    }
+
+    /// Runs on tensors, in the order of the model's inputs.
+    pub fn run(&self, context: &mut Context, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        context.run(&views(inputs))?;
+        Ok(self.outputs(context))
+    }
+
+    /// Copies of the outputs of the last run.
+    pub fn outputs(&self, context: &Context) -> Vec<Tensor> {
+        let types = self.lowered.outputs.iter().map(|b| self.lowered.buffers[b.0 as usize].dtype);
+        types
+            .enumerate()
+            .filter_map(|(i, dtype)| context.output(i).map(|o| Tensor::new(dtype, o.shape.to_vec(), o.data.to_vec())))
+            .collect()
+    }
+}
+
+/// Tensors as the runtime takes them.
+pub fn views(inputs: &[Tensor]) -> Vec<InputView<'_>> {
+    inputs.iter().map(|t| InputView { elem: t.dtype.name(), shape: &t.shape, data: &t.data }).collect()
+}
+
+/// The inputs of a module: name, type with sizes by name.
+pub fn describe_inputs(module: &Module) -> Vec<(String, String)> {
+    module
+        .graph
+        .inputs
+        .iter()
+        .map(|&v| {
+            let value = &module.graph[v];
+            let dims: Vec<String> = value.ty.shape.iter().map(|d| dim_text(module, d)).collect();
+            (value.name.clone().unwrap_or_default(), format!("{}[{}]", value.ty.dtype, dims.join(", ")))
+        })
+        .collect()
+}
+
+/// A size with its symbols by name.
+pub fn dim_text(module: &Module, d: &Dim) -> String {
+    let mut s = String::new();
+    let name = |a: &ir::Atom| match a {
+        ir::Atom::Sym(s) => module.symbols.infos.get(s.0 as usize).map_or("?".into(), |i| i.name.clone()),
+        _ => "?".into(),
+    };
+    // writing to a String cannot fail
+    let _ = d.write(&mut s, &name);
+    s
+}
