@@ -1,1 +1,1 @@
-//! (under construction)
+//! Helpers of the workspace-wide suites in `tests/tests`.
