@@ -79,7 +79,8 @@ pub enum Expr {
 /// A statement, executed once for each point of the enclosing axes.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Stmt {
-    /// `locals[i] = reduce over axes of values[i]`. Accumulates in `acc` dtype.
+    /// `locals[i] = reduce over axes of values[i]`. Accumulates in `acc` dtype, which is that of
+    /// `value` and of the local; no axes (all extents 1): the local is `value` itself.
     Reduce { local: u32, acc: DType, monoid: Monoid, axes: Vec<Axis>, value: ExprId },
     /// Index (i64) of the extreme of `value` over one axis; NaN counts as the extreme.
     ArgReduce { local: u32, max: bool, last: bool, axis: Axis, value: ExprId },
@@ -90,6 +91,9 @@ pub enum Stmt {
     Ordered { axis: Axis, carries: Vec<(u32, DType, ExprId, ExprId)>, body: Vec<Stmt> },
     /// `locals` hold a value for later statements of the same list.
     Let { local: u32, value: ExprId },
+    /// As [`Expr::Bind`], for index expressions of later statements of the same list (the row that a
+    /// scatter writes). These statements carry a guard that keeps 0 out of an empty dim.
+    Bind { var: Var, value: ExprId, bound: Dim },
 }
 
 #[derive(Clone, PartialEq, Debug, Default)]
