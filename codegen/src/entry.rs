@@ -4,7 +4,7 @@
 use crate::Fault;
 use crate::error::Emit;
 use ir::dim::{Atom, NoFacts};
-use ir::loops::{Func, Space, Stmt};
+use ir::loops::{Form, Func, Level, Space, Stmt};
 use ir::{Dim, Sym};
 
 /// Local arrays begin at multiples of this, in bytes.
@@ -105,41 +105,26 @@ pub(crate) trait IntEmit {
     }
 }
 
-/// Checks what the emitters rely on and do not check on the way: at most one parallel loop, at the
-/// top level, without carried values; nothing but pure definitions beside it. Answers whether there
-/// is one; a function without it is one iteration.
-pub(crate) fn check_entry(func: &Func) -> Emit<bool> {
-    for local in &func.locals {
-        if local.space != Space::Scratch {
-            return Err(Fault::unsupported(format!("local arrays in {:?} memory", local.space)));
+/// Checks the frame of a function in machine form, which the emitters rely on: pure definitions, then
+/// one parallel loop without carried values.
+pub(crate) fn check_entry(func: &Func) -> Emit<()> {
+    if func.form != Form::Machine {
+        return Err(Fault::invalid("the function is in tile form"));
+    }
+    if let Some(local) = func.locals.iter().find(|l| l.space != Space::Scratch) {
+        return Err(Fault::unsupported(format!("local arrays in {:?} memory", local.space)));
+    }
+    let Some((last, before)) = func.body.stmts.split_last() else {
+        return Err(Fault::invalid("an empty function"));
+    };
+    if !before.iter().all(|s| matches!(s, Stmt::Let { .. })) || !func.body.yields.is_empty() {
+        return Err(Fault::invalid("more than definitions in front of the parallel loop"));
+    }
+    match last {
+        Stmt::For { parallel: Some(Level::Thread), step: 1, carries, body, .. } if carries.is_empty() => {
+            no_parallel(&body.stmts)
         }
-    }
-    if !func.body.yields.is_empty() {
-        return Err(Fault::invalid("the body of a function yields nothing"));
-    }
-    let mut parallel = 0;
-    let mut effects = 0;
-    for stmt in &func.body.stmts {
-        match stmt {
-            Stmt::Let { .. } => {}
-            Stmt::For { parallel: Some(_), carries, body, .. } => {
-                if !carries.is_empty() {
-                    return Err(Fault::invalid("a parallel loop carries values"));
-                }
-                parallel += 1;
-                no_parallel(&body.stmts)?;
-            }
-            other => {
-                effects += 1;
-                no_parallel(std::slice::from_ref(other))?;
-            }
-        }
-    }
-    match (parallel, effects) {
-        (0, _) => Ok(false),
-        (1, 0) => Ok(true),
-        (1, _) => Err(Fault::invalid("statements beside the parallel loop")),
-        _ => Err(Fault::invalid("more than one parallel loop")),
+        _ => Err(Fault::invalid("the last statement is no plain parallel loop over threads")),
     }
 }
 

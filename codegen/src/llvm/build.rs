@@ -15,6 +15,7 @@ use ir::DType;
 use ir::dtype::Scalar;
 use ir::loops::Ty;
 use std::cell::RefCell;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 pub(super) type Value<'ctx> = BasicValueEnum<'ctx>;
@@ -132,6 +133,24 @@ impl<'a, 'ctx> Build<'a, 'ctx> {
     /// The same bits as another element type of equal width.
     pub fn bits_as(&self, v: Value<'ctx>, element: Type<'ctx>) -> Emit<Value<'ctx>> {
         self.cast(InstructionOpcode::BitCast, v, element)
+    }
+
+    /// Truncates or extends integers of `from` bits to `to` bits.
+    pub fn resize(
+        &self,
+        signed: bool,
+        from: usize,
+        to: usize,
+        v: Value<'ctx>,
+        element: Type<'ctx>,
+    ) -> Emit<Value<'ctx>> {
+        let op = match to.cmp(&from) {
+            Ordering::Less => InstructionOpcode::Trunc,
+            Ordering::Equal => InstructionOpcode::BitCast,
+            Ordering::Greater if signed => InstructionOpcode::SExt,
+            Ordering::Greater => InstructionOpcode::ZExt,
+        };
+        self.cast(op, v, element)
     }
 
     pub fn icmp(&self, p: IntPredicate, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {

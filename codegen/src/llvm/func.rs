@@ -11,13 +11,12 @@ use inkwell::module::Module;
 use inkwell::values::{FunctionValue, InstructionOpcode as Op, IntValue, PhiValue, PointerValue};
 use inkwell::{AddressSpace, AtomicOrdering, IntPredicate};
 use ir::Sym;
-use ir::loops::{Block, Func, Level, Stmt, Val};
+use ir::loops::{Block, Func, Stmt, Val};
 use ir::target::TargetDesc;
 
 /// Emission of one function.
 pub(super) struct Emitter<'a, 'ctx> {
     pub build: Build<'a, 'ctx>,
-    pub desc: &'a TargetDesc,
     pub func: &'a Func,
     function: FunctionValue<'ctx>,
     vals: Vec<Option<Value<'ctx>>>,
@@ -36,7 +35,7 @@ pub(super) fn emit<'ctx>(
     desc: &TargetDesc,
     func: &Func,
 ) -> Emit<()> {
-    let has_parallel = check_entry(func)?;
+    check_entry(func)?;
     let build = Build::new(cx, module);
     let ptr = cx.ptr_type(AddressSpace::default());
     let i64t = cx.i64_type();
@@ -69,27 +68,14 @@ pub(super) fn emit<'ctx>(
 
     let vals = vec![None; func.types.len()];
     let locals = Vec::new();
-    let mut emitter = Emitter { build, desc, func, function, vals, bufs, locals, syms, status, range };
+    let mut emitter = Emitter { build, func, function, vals, bufs, locals, syms, status, range };
     for offset in local_offsets(func).0 {
         let offset = emitter.dim(&offset)?;
         let byte = cx.i8_type().into();
         let local = emitter.build.offset(byte, scratch, offset)?;
         emitter.locals.push(local);
     }
-    if has_parallel {
-        emitter.stmts(&func.body.stmts)?;
-    } else {
-        // one iteration, run by whoever was given it
-        let (begin, end) = emitter.range;
-        let mine = emitter.build.icmp(IntPredicate::SLT, begin.into(), end.into())?;
-        let body = emitter.block("body");
-        let exit = emitter.block("exit");
-        emitter.build.b.build_conditional_branch(mine.into_int_value(), body, exit)?;
-        emitter.build.b.position_at_end(body);
-        emitter.stmts(&func.body.stmts)?;
-        emitter.build.b.build_unconditional_branch(exit)?;
-        emitter.build.b.position_at_end(exit);
-    }
+    emitter.stmts(&func.body.stmts)?;
     emitter.build.b.build_return(None)?;
     Ok(())
 }
@@ -164,46 +150,22 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
                 self.set(*val, value)
             }
             Stmt::For { var, lo, hi, step, carries, results, body, parallel } => {
-                let (mut lo, mut hi) = (self.int(*lo)?, self.int(*hi)?);
-                match parallel {
-                    Some(Level::Thread) => (lo, hi) = self.my_part(lo, hi, *step)?,
-                    Some(level) => {
-                        return Err(Fault::unsupported(format!("parallel level {level:?}")));
-                    }
-                    None => {}
-                }
+                let (lo, hi) = match parallel {
+                    Some(_) => self.range,
+                    None => (self.int(*lo)?, self.int(*hi)?),
+                };
                 self.for_loop(*var, lo, hi, *step, carries, results, body)
             }
             Stmt::While { carries, results, cond, body } => self.while_loop(carries, results, cond, body),
             Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
             Stmt::Store { addr, value } => self.store(addr, *value),
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
-            // The parallel loop is the only level of a CPU, and its end is a barrier.
-            Stmt::Barrier(_) => Ok(()),
-            Stmt::Pipe(_) => Err(Fault::unsupported("asynchronous pipes on a CPU")),
+            Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes on a CPU")),
             Stmt::Check { ok, origin, value, limit } => {
                 let (ok, value, limit) = (self.int(*ok)?, self.int(*value)?, self.int(*limit)?);
                 self.check(ok, 1 + i64::from(origin.0), value, limit)
             }
         }
-    }
-
-    /// The part `begin..end` of a loop's iterations, as bounds of its variable.
-    fn my_part(
-        &self,
-        lo: IntValue<'ctx>,
-        hi: IntValue<'ctx>,
-        step: i64,
-    ) -> Emit<(IntValue<'ctx>, IntValue<'ctx>)> {
-        let b = &self.build;
-        let step = b.i64(step);
-        let at = |iteration: IntValue<'ctx>| -> Emit<Value<'ctx>> {
-            let way = b.bin(Op::Mul, iteration.into(), step.into())?;
-            b.bin(Op::Add, lo.into(), way)
-        };
-        let (first, last) = (at(self.range.0)?, at(self.range.1)?);
-        let last = b.math("llvm.smin", &[last, hi.into()])?;
-        Ok((first.into_int_value(), last.into_int_value()))
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of the statement")]

@@ -8,11 +8,10 @@ use inkwell::IntPredicate;
 use inkwell::attributes::AttributeLoc;
 use inkwell::llvm_sys::core::LLVMBuildGEP2;
 use inkwell::types::AsTypeRef;
-use inkwell::values::{AsValueRef, BasicValue, InstructionOpcode as Op, IntValue, PointerValue, VectorValue};
+use inkwell::values::{AsValueRef, BasicValue, InstructionOpcode as Op, PointerValue, VectorValue};
 use ir::DType;
 use ir::dtype::Scalar;
 use ir::loops::{Addr, Mem, Stride, Ty, Val};
-use ir::prim::ConvertMode;
 
 /// Alignments beyond this help no instruction.
 const MAX_ALIGN: u32 = 64;
@@ -44,26 +43,10 @@ impl<'ctx> Emitter<'_, 'ctx> {
         self.build.offset(element, at, self.build.i64(addr.disp))
     }
 
-    /// Indices of the lanes of a strided access.
-    fn lane_indices(&self, addr: &Addr, n: u32) -> Emit<Value<'ctx>> {
-        let b = &self.build;
-        let first = b.bin(Op::Add, self.int(addr.index)?.into(), b.i64(addr.disp).into())?;
-        let stride = match addr.col {
-            Stride::Const(s) => b.i64(s),
-            Stride::Val(v) => self.int(v)?,
-        };
-        let iota = b.iota(b.cx.i64_type(), n);
-        let way = b.bin(Op::Mul, iota, b.splat(stride.into(), n)?)?;
-        b.bin(Op::Add, b.splat(first, n)?, way)
-    }
-
-    /// Lanes below `valid`.
+    /// Lanes below `valid`, which is in `0..=n`.
     fn prefix_mask(&self, valid: Val, n: u32) -> Emit<Value<'ctx>> {
         let b = &self.build;
-        let valid: Value = self.int(valid)?.into();
-        let valid = b.math("llvm.smax", &[valid, b.i64(0).into()])?;
-        let valid = b.math("llvm.smin", &[valid, b.i64(i64::from(n)).into()])?;
-        let count = b.cast(Op::Trunc, valid, b.cx.i32_type().into())?;
+        let count = b.cast(Op::Trunc, self.int(valid)?.into(), b.cx.i32_type().into())?;
         b.icmp(IntPredicate::ULT, b.iota(b.cx.i32_type(), n), b.splat(count, n)?)
     }
 
@@ -71,25 +54,11 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let (base, dtype) = self.region(addr.mem)?;
         let element = self.build.stored(dtype)?;
         let align = access_align(addr.align, dtype);
-        let n = ty.cols;
-        let bits = match (n, addr.col, addr.cols_valid) {
-            (1, _, None) => self.load_one(base, element, addr, align)?,
-            (_, Stride::Const(0), None) => {
-                let one = self.load_one(base, element, addr, align)?;
-                self.build.splat(one, n)?
-            }
-            (1, _, Some(valid)) => {
-                let b = &self.build;
-                let any = b.icmp(IntPredicate::SGT, self.int(valid)?.into(), b.i64(0).into())?;
-                let at = self.address(base, element, addr)?;
-                self.load_if(any.into_int_value(), element, at)?
-            }
-            (_, Stride::Const(1), None) => {
-                let at = self.address(base, element, addr)?;
-                self.load_at(vector(element, n).into(), at, align)?
-            }
-            (_, Stride::Const(1), Some(valid)) => {
-                let at = self.address(base, element, addr)?;
+        let at = self.address(base, element, addr)?;
+        let bits = match (ty.cols, addr.col, addr.cols_valid) {
+            (1, _, None) => self.load_at(element, at, align)?,
+            (n, Stride::Const(1), None) => self.load_at(vector(element, n).into(), at, align)?,
+            (n, Stride::Const(1), Some(valid)) if n > 1 => {
                 let full = vector(element, n).into();
                 let mask = self.prefix_mask(valid, n)?;
                 let zero = self.build.constant(full, Scalar::Float(0.0));
@@ -98,25 +67,9 @@ impl<'ctx> Emitter<'_, 'ctx> {
                 call.set_alignment_attribute(AttributeLoc::Param(0), align);
                 call.try_as_basic_value().basic().ok_or_else(|| Fault::emitter("masked load"))?
             }
-            _ => {
-                let mask = match addr.cols_valid {
-                    Some(valid) => self.prefix_mask(valid, n)?,
-                    None => self.all_lanes(n),
-                };
-                self.gather_at(base, element, self.lane_indices(addr, n)?, mask, dtype, n)?
-            }
+            _ => return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols))),
         };
         self.from_stored(dtype, ty.dtype, bits)
-    }
-
-    fn load_one(
-        &self,
-        base: PointerValue<'ctx>,
-        element: Type<'ctx>,
-        addr: &Addr,
-        align: u32,
-    ) -> Emit<Value<'ctx>> {
-        self.load_at(element, self.address(base, element, addr)?, align)
     }
 
     fn load_at(&self, ty: Type<'ctx>, at: PointerValue<'ctx>, align: u32) -> Emit<Value<'ctx>> {
@@ -127,28 +80,27 @@ impl<'ctx> Emitter<'_, 'ctx> {
         Ok(value)
     }
 
-    /// A scalar load that happens only where `cond` holds; 0 elsewhere.
-    fn load_if(
-        &self,
-        cond: IntValue<'ctx>,
-        element: Type<'ctx>,
-        at: PointerValue<'ctx>,
-    ) -> Emit<Value<'ctx>> {
-        let before = self.here()?;
-        let (read, join) = (self.block("read"), self.block("join"));
-        self.build.b.build_conditional_branch(cond, read, join)?;
-        self.build.b.position_at_end(read);
-        let value = self.build.b.build_load(element, at, "")?;
-        self.build.b.build_unconditional_branch(join)?;
-        self.build.b.position_at_end(join);
-        let phi = self.build.b.build_phi(element, "")?;
-        phi.add_incoming(&[(&value, read), (&element.const_zero(), before)]);
-        Ok(phi.as_basic_value())
-    }
-
-    fn all_lanes(&self, n: u32) -> Value<'ctx> {
-        let ones = vector(self.build.cx.bool_type().into(), n);
-        self.build.int_like(ones.into(), 1)
+    pub fn store(&self, addr: &Addr, value: Val) -> Emit<()> {
+        let (base, dtype) = self.region(addr.mem)?;
+        let element = self.build.stored(dtype)?;
+        let align = access_align(addr.align, dtype);
+        let ty = self.ty(value)?;
+        let bits = self.to_stored(ty.dtype, dtype, self.val(value)?)?;
+        let at = self.address(base, element, addr)?;
+        match (ty.cols, addr.col, addr.cols_valid) {
+            (1, _, None) | (_, Stride::Const(1), None) => {
+                let inst = self.build.b.build_store(at, bits)?;
+                inst.set_alignment(align).map_err(Fault::emitter)
+            }
+            (n, Stride::Const(1), Some(valid)) if n > 1 => {
+                let mask = self.prefix_mask(valid, n)?;
+                let types = [bits.get_type(), at.get_type().into()];
+                let call = self.build.call("llvm.masked.store", &types, &[bits, at.into(), mask])?;
+                call.set_alignment_attribute(AttributeLoc::Param(1), align);
+                Ok(())
+            }
+            (n, ..) => Err(Fault::invalid(format!("a store of {n} lanes at {addr:?}"))),
+        }
     }
 
     /// Addresses of lanes at an i64 vector of element indices.
@@ -178,161 +130,54 @@ impl<'ctx> Emitter<'_, 'ctx> {
         Ok(at.into())
     }
 
-    fn gather_at(
-        &self,
-        base: PointerValue<'ctx>,
-        element: Type<'ctx>,
-        index: Value<'ctx>,
-        mask: Value<'ctx>,
-        dtype: DType,
-        n: u32,
-    ) -> Emit<Value<'ctx>> {
-        let full: Type = vector(element, n).into();
-        let at = self.pointers(base, element, index)?;
-        let zero = self.build.constant(full, Scalar::Float(0.0));
-        let call = self.build.call("llvm.masked.gather", &[full, at.get_type()], &[at, mask, zero])?;
-        call.set_alignment_attribute(AttributeLoc::Param(0), access_align(0, dtype));
-        call.try_as_basic_value().basic().ok_or_else(|| Fault::emitter("masked gather"))
+    /// The given mask, or all lanes.
+    fn mask(&self, mask: Option<Val>, n: u32) -> Emit<Value<'ctx>> {
+        let all = vector(self.build.cx.bool_type().into(), n);
+        mask.map_or_else(|| Ok(self.build.int_like(all.into(), 1)), |m| self.val(m))
     }
 
     pub fn gather(&self, ty: Ty, mem: Mem, index: Val, mask: Option<Val>) -> Emit<Value<'ctx>> {
         let (base, dtype) = self.region(mem)?;
         let element = self.build.stored(dtype)?;
-        let bits = match self.val(index)? {
-            Value::IntValue(index) => {
-                let at = self.build.offset(element, base, index)?;
-                match mask {
-                    None => self.load_at(element, at, access_align(0, dtype))?,
-                    Some(mask) => self.load_if(self.int(mask)?, element, at)?,
-                }
-            }
-            index => {
-                let mask = match mask {
-                    None => self.all_lanes(ty.cols),
-                    Some(m) => self.val(m)?,
-                };
-                self.gather_at(base, element, index, mask, dtype, ty.cols)?
-            }
-        };
+        let at = self.pointers(base, element, self.val(index)?)?;
+        let full: Type = vector(element, ty.cols).into();
+        let zero = self.build.constant(full, Scalar::Float(0.0));
+        let args = [at, self.mask(mask, ty.cols)?, zero];
+        let call = self.build.call("llvm.masked.gather", &[full, at.get_type()], &args)?;
+        call.set_alignment_attribute(AttributeLoc::Param(0), access_align(0, dtype));
+        let bits = call.try_as_basic_value().basic().ok_or_else(|| Fault::emitter("masked gather"))?;
         self.from_stored(dtype, ty.dtype, bits)
     }
 
-    pub fn store(&self, addr: &Addr, value: Val) -> Emit<()> {
-        let (base, dtype) = self.region(addr.mem)?;
-        let element = self.build.stored(dtype)?;
-        let align = access_align(addr.align, dtype);
-        let ty = self.ty(value)?;
-        let n = ty.cols;
-        let bits = self.to_stored(ty.dtype, dtype, self.val(value)?)?;
-        match (n, addr.col, addr.cols_valid) {
-            (1, _, None) | (_, Stride::Const(1), None) => {
-                let at = self.address(base, element, addr)?;
-                self.store_at(at, bits, align)
-            }
-            (1, _, Some(valid)) => {
-                let b = &self.build;
-                let any = b.icmp(IntPredicate::SGT, self.int(valid)?.into(), b.i64(0).into())?;
-                let at = self.address(base, element, addr)?;
-                self.store_if(any.into_int_value(), at, bits)
-            }
-            (_, Stride::Const(1), Some(valid)) => {
-                let at = self.address(base, element, addr)?;
-                let mask = self.prefix_mask(valid, n)?;
-                let types = [bits.get_type(), at.get_type().into()];
-                let call = self.build.call("llvm.masked.store", &types, &[bits, at.into(), mask])?;
-                call.set_alignment_attribute(AttributeLoc::Param(1), align);
-                Ok(())
-            }
-            _ => {
-                let mask = match addr.cols_valid {
-                    Some(valid) => self.prefix_mask(valid, n)?,
-                    None => self.all_lanes(n),
-                };
-                self.scatter_at(base, element, self.lane_indices(addr, n)?, bits, mask, dtype)
-            }
-        }
-    }
-
-    fn store_at(&self, at: PointerValue<'ctx>, bits: Value<'ctx>, align: u32) -> Emit<()> {
-        let inst = self.build.b.build_store(at, bits)?;
-        inst.set_alignment(align).map_err(Fault::emitter)
-    }
-
-    fn store_if(&self, cond: IntValue<'ctx>, at: PointerValue<'ctx>, bits: Value<'ctx>) -> Emit<()> {
-        let (write, join) = (self.block("write"), self.block("join"));
-        self.build.b.build_conditional_branch(cond, write, join)?;
-        self.build.b.position_at_end(write);
-        self.build.b.build_store(at, bits)?;
-        self.build.b.build_unconditional_branch(join)?;
-        self.build.b.position_at_end(join);
-        Ok(())
-    }
-
-    /// Lanes are written in order, so that the last of equal addresses wins.
-    fn scatter_at(
-        &self,
-        base: PointerValue<'ctx>,
-        element: Type<'ctx>,
-        index: Value<'ctx>,
-        bits: Value<'ctx>,
-        mask: Value<'ctx>,
-        dtype: DType,
-    ) -> Emit<()> {
-        let at = self.pointers(base, element, index)?;
-        let types = [bits.get_type(), at.get_type()];
-        let call = self.build.call("llvm.masked.scatter", &types, &[bits, at, mask])?;
-        call.set_alignment_attribute(AttributeLoc::Param(1), access_align(0, dtype));
-        Ok(())
-    }
-
+    /// Lanes are written in ascending order, as the intrinsic promises.
     pub fn scatter(&self, mem: Mem, index: Val, value: Val, mask: Option<Val>) -> Emit<()> {
         let (base, dtype) = self.region(mem)?;
         let element = self.build.stored(dtype)?;
         let ty = self.ty(value)?;
         let bits = self.to_stored(ty.dtype, dtype, self.val(value)?)?;
-        match self.val(index)? {
-            Value::IntValue(index) => {
-                let at = self.build.offset(element, base, index)?;
-                match mask {
-                    None => self.store_at(at, bits, access_align(0, dtype)),
-                    Some(mask) => self.store_if(self.int(mask)?, at, bits),
-                }
-            }
-            index => {
-                let mask = match mask {
-                    None => self.all_lanes(ty.cols),
-                    Some(m) => self.val(m)?,
-                };
-                self.scatter_at(base, element, index, bits, mask, dtype)
-            }
-        }
+        let at = self.pointers(base, element, self.val(index)?)?;
+        let args = [bits, at, self.mask(mask, ty.cols)?];
+        let types = [bits.get_type(), at.get_type()];
+        let call = self.build.call("llvm.masked.scatter", &types, &args)?;
+        call.set_alignment_attribute(AttributeLoc::Param(1), access_align(0, dtype));
+        Ok(())
     }
 
     /// What was loaded, as a register type.
     fn from_stored(&self, stored: DType, to: DType, v: Value<'ctx>) -> Emit<Value<'ctx>> {
         let b = &self.build;
+        let element = b.element(to)?;
         match (stored, to) {
-            (DType::Bool, DType::Bool) => {
-                let zero = b.int_like(v.get_type(), 0);
-                b.icmp(IntPredicate::NE, v, zero)
+            (DType::Bool, DType::Bool) => b.icmp(IntPredicate::NE, v, b.int_like(v.get_type(), 0)),
+            (DType::F16, DType::F32) => b.cast(Op::FPExt, v, element),
+            (DType::F16, DType::I32 | DType::U32) => {
+                let bits = b.bits_as(v, b.cx.i16_type().into())?;
+                b.cast(Op::ZExt, bits, element)
             }
-            (DType::F16, _) if to.is_float() => b.cast(Op::FPExt, v, b.element(to)?),
-            (DType::BF16, DType::F32) => {
-                // bf16 is the upper half of f32
-                let wide = b.cast(Op::ZExt, v, b.cx.i32_type().into())?;
-                let bits = b.bin(Op::Shl, wide, b.int_like(wide.get_type(), 16))?;
-                b.bits_as(bits, b.element(to)?)
+            (s, t) if s != DType::Bool && s.bytes() == t.bytes() => b.bits_as(v, element),
+            (s, DType::I32 | DType::U32) if s.bytes() < 4 => {
+                b.cast(if s.is_signed_int() { Op::SExt } else { Op::ZExt }, v, element)
             }
-            // types without arithmetic in registers, as their bits
-            (DType::F16 | DType::BF16, _) if to.is_int() => {
-                let bits = b.cast(Op::BitCast, v, b.cx.i16_type().into())?;
-                self.resize(false, bits, b.element(to)?)
-            }
-            (s, t) if s.is_float() && s.bytes() == 1 && t.is_int() => self.resize(false, v, b.element(t)?),
-            (s, t) if (s.is_int() || s == DType::Bool) && t.is_int() => {
-                self.resize(s.is_signed_int(), v, b.element(t)?)
-            }
-            (s, t) if s == t => Ok(v),
             (s, t) => Err(Fault::invalid(format!("a load of {s} as {t}"))),
         }
     }
@@ -342,38 +187,18 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let b = &self.build;
         let element = b.stored(stored)?;
         match (from, stored) {
-            (DType::Bool, s) if s == DType::Bool || s.is_int() => b.cast(Op::ZExt, v, element),
-            (f, DType::Bool) if f.is_int() => {
-                let bit = self.convert(ConvertMode::Plain, f, DType::Bool, v)?;
-                b.cast(Op::ZExt, bit, element)
+            (DType::Bool, DType::Bool) => b.cast(Op::ZExt, v, element),
+            (DType::F32, DType::F16) => b.cast(Op::FPTrunc, v, element),
+            (DType::I32 | DType::U32, DType::F16) => {
+                let bits = b.cast(Op::Trunc, v, b.cx.i16_type().into())?;
+                b.bits_as(bits, element)
             }
-            (f, DType::F16) if f.is_float() => b.cast(Op::FPTrunc, v, element),
-            (DType::F32, DType::BF16) => self.round_to_bf16(v),
-            (f, DType::F16) if f.is_int() => {
-                let half = self.resize(false, v, b.cx.i16_type().into())?;
-                b.bits_as(half, element)
+            (f, s) if f != DType::Bool && f.bytes() == s.bytes() => b.bits_as(v, element),
+            (DType::I32 | DType::U32, s) if s.bytes() < 4 && s != DType::Bool => {
+                b.cast(Op::Trunc, v, element)
             }
-            (f, s) if f.is_int() && (s.is_int() || s.is_float() && s.bytes() <= 2) => {
-                self.resize(f.is_signed_int(), v, element)
-            }
-            (f, s) if f == s => Ok(v),
             (f, s) => Err(Fault::invalid(format!("a store of {f} as {s}"))),
         }
-    }
-
-    /// f32 to the nearest bf16, ties to even; NaN stays NaN.
-    fn round_to_bf16(&self, v: Value<'ctx>) -> Emit<Value<'ctx>> {
-        let b = &self.build;
-        let is_nan = b.fcmp(inkwell::FloatPredicate::UNO, v, v)?;
-        let bits = b.bits_as(v, b.cx.i32_type().into())?;
-        let int = |x| b.int_like(bits.get_type(), x);
-        let upper = b.bin(Op::LShr, bits, int(16))?;
-        let odd = b.bin(Op::And, upper, int(1))?;
-        let up = b.bin(Op::Add, odd, int(0x7fff))?;
-        let rounded = b.bin(Op::LShr, b.bin(Op::Add, bits, up)?, int(16))?;
-        let quiet = b.bin(Op::Or, upper, int(0x40))?;
-        let half = b.select(is_nan, quiet, rounded)?;
-        b.cast(Op::Trunc, half, b.cx.i16_type().into())
     }
 }
 
