@@ -6,7 +6,7 @@
 //!
 //! Arithmetic saturates at ±2^62; the verifier refuses sizes beyond [`Dim::LIMIT`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::{Add, Mul, Neg, Sub};
 
@@ -60,16 +60,44 @@ pub struct SymInfo {
     pub hint: i64,
 }
 
-/// The symbols of a module.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The symbols of a module. Names are unique.
+#[derive(Clone, Debug, Default)]
 pub struct Symbols {
     pub infos: Vec<SymInfo>,
+    by_name: HashMap<String, u32>,
+    /// The last suffix given to names of this stem.
+    suffix: HashMap<String, u32>,
+}
+
+impl PartialEq for Symbols {
+    fn eq(&self, other: &Symbols) -> bool {
+        self.infos == other.infos
+    }
 }
 
 impl Symbols {
-    pub fn add(&mut self, info: SymInfo) -> Sym {
+    /// Adds a symbol; a name that is taken gets a suffix (`n`, `n_1`, `n_2`).
+    pub fn add(&mut self, mut info: SymInfo) -> Sym {
+        if self.by_name.contains_key(&info.name) {
+            let next = self.suffix.entry(info.name.clone()).or_insert(0);
+            info.name = loop {
+                *next += 1;
+                let name = format!("{}_{next}", info.name);
+                if !self.by_name.contains_key(&name) {
+                    break name;
+                }
+            };
+        }
+        let id = self.infos.len() as u32;
+        self.by_name.insert(info.name.clone(), id);
         self.infos.push(info);
-        Sym(self.infos.len() as u32 - 1)
+        Sym(id)
+    }
+    /// Forgets all symbols but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.infos.truncate(len);
+        self.by_name.retain(|_, i| (*i as usize) < len);
+        self.suffix.clear();
     }
     /// A symbol with range `0..=LIMIT`.
     pub fn fresh(&mut self, name: impl Into<String>, kind: SymKind) -> Sym {
@@ -79,7 +107,7 @@ impl Symbols {
         &self.infos[s.0 as usize]
     }
     pub fn by_name(&self, name: &str) -> Option<Sym> {
-        self.infos.iter().position(|i| i.name == name).map(|i| Sym(i as u32))
+        self.by_name.get(name).map(|&i| Sym(i))
     }
     /// The expression with the symbols' names, for messages and the text form.
     pub fn show(&self, d: &Dim) -> String {
@@ -287,7 +315,6 @@ impl Dim {
         let (a, b) = if self <= other { (self, other) } else { (other, self) };
         Dim::from(Atom::Max(Box::new(a.clone()), Box::new(b.clone())))
     }
-
 
     /// `self = q * by + rest` with every term that is a multiple of `by` in `q`. A constant `by`
     /// takes the Euclidean quotient of the constant term.

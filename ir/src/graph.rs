@@ -2,6 +2,7 @@
 
 use crate::prim::{Prim, Region};
 use crate::{ConstData, ConstId, DType, Dim, Symbols};
+use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 
 macro_rules! id {
@@ -139,11 +140,8 @@ impl Graph {
         origin: OriginId,
     ) -> OpId {
         let id = OpId(self.ops.len() as u32);
-        let results = result_types
-            .into_iter()
-            .enumerate()
-            .map(|(i, ty)| self.new_value(ty, Def::Op(id, i)))
-            .collect();
+        let results =
+            result_types.into_iter().enumerate().map(|(i, ty)| self.new_value(ty, Def::Op(id, i))).collect();
         self.ops.push(Op { prim, operands, results, regions, origin });
         id
     }
@@ -224,6 +222,8 @@ pub struct Module {
     pub origins: Vec<Origin>,
     /// Names of the graph outputs, in order (input names are those of the input values).
     pub output_names: Vec<String>,
+    /// Rows of `origins`, to find an equal one.
+    origin_rows: HashMap<Origin, u32>,
 }
 
 impl Module {
@@ -232,10 +232,14 @@ impl Module {
         ConstId(self.consts.len() as u32 - 1)
     }
     pub fn add_origin(&mut self, origin: Origin) -> OriginId {
-        if let Some(i) = self.origins.iter().rposition(|o| *o == origin) {
-            return OriginId(i as u32);
+        if let Some(&i) = self.origin_rows.get(&origin)
+            && self.origins.get(i as usize) == Some(&origin)
+        {
+            return OriginId(i);
         }
+        let i = self.origins.len() as u32;
+        self.origin_rows.insert(origin.clone(), i);
         self.origins.push(origin);
-        OriginId(self.origins.len() as u32 - 1)
+        OriginId(i)
     }
 }
