@@ -124,6 +124,10 @@ pub enum Generated {
 }
 
 impl Kernel {
+    /// Everything but domain, statements and expressions, to be built anew.
+    pub fn without_body(&self) -> Kernel {
+        Kernel { domain: Vec::new(), stmts: Vec::new(), exprs: Vec::new(), ..self.clone() }
+    }
     pub fn expr(&mut self, e: Expr) -> ExprId {
         if let Some(i) = self.exprs.iter().position(|x| *x == e) {
             return ExprId(i as u32);
