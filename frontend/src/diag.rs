@@ -154,8 +154,14 @@ mod tests {
 
     #[test]
     fn a_diagnostic_reads_as_documented() {
-        let mut d = Diagnostic::invalid(Code::Shape, "expected W of rank 4, found rank 3").hint("check the exporter");
-        d.node = Some(NodeRef { path: "layer1/conv2".into(), op_type: "Conv".into(), domain: String::new(), opset: 11 });
+        let mut d =
+            Diagnostic::invalid(Code::Shape, "expected W of rank 4, found rank 3").hint("check the exporter");
+        d.node = Some(NodeRef {
+            path: "layer1/conv2".into(),
+            op_type: "Conv".into(),
+            domain: String::new(),
+            opset: 11,
+        });
         d.operands.push(("W".into(), "f32[64, 3, 3]".into()));
         assert_eq!(
             d.to_string(),

@@ -91,7 +91,12 @@ impl DataFiles {
     }
 
     /// The bytes `offset..offset + length` of the file `location`; to its end where `length` is `None`.
-    pub fn slice(&mut self, location: &str, offset: u64, length: Option<u64>) -> Result<FileSlice, ExternalError> {
+    pub fn slice(
+        &mut self,
+        location: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<FileSlice, ExternalError> {
         let file = match self.open.get(location) {
             Some(f) => f.clone(),
             None => {
@@ -190,7 +195,18 @@ mod tests {
         let mut files = DataFiles::new(Some(dir.join("model")), false);
         assert_eq!(files.slice("w.bin", 2, Some(3)).unwrap().bytes(), b"234");
         assert_eq!(files.slice("./sub/v.bin", 0, None).unwrap().bytes(), b"abc");
-        for bad in ["../secret", "sub/../../secret", "/etc/passwd", "link", "up/secret", "hard", "sub", "", ".", "missing"] {
+        for bad in [
+            "../secret",
+            "sub/../../secret",
+            "/etc/passwd",
+            "link",
+            "up/secret",
+            "hard",
+            "sub",
+            "",
+            ".",
+            "missing",
+        ] {
             assert!(files.slice(bad, 0, Some(1)).is_err(), "{bad}");
         }
         assert!(files.slice("w.bin", 8, Some(3)).is_err());

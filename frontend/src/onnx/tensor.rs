@@ -44,7 +44,9 @@ pub fn dtype_of(code: i32) -> Result<DType, Diagnostic> {
         11 => DType::F64,
         12 => DType::U32,
         13 => DType::U64,
-        14 | 15 => return Err(Diagnostic::unsupported(Code::Type, "complex element types are not supported")),
+        14 | 15 => {
+            return Err(Diagnostic::unsupported(Code::Type, "complex element types are not supported"));
+        }
         16 => DType::BF16,
         17 => DType::F8E4M3FN,
         18 => DType::F8E4M3FNUZ,
@@ -116,13 +118,20 @@ impl Storage {
         Ok(ConstData { dtype, shape, source, name })
     }
 
-    fn external(&mut self, t: &TensorProto, dtype: DType, shape: &[usize], elems: usize) -> Result<ConstSource, Diagnostic> {
-        let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e: &StringStringEntryProto| e.value.as_str());
+    fn external(
+        &mut self,
+        t: &TensorProto,
+        dtype: DType,
+        shape: &[usize],
+        elems: usize,
+    ) -> Result<ConstSource, Diagnostic> {
+        let entry = |key: &str| {
+            t.external_data.iter().find(|e| e.key == key).map(|e: &StringStringEntryProto| e.value.as_str())
+        };
         let number = |key: &str| -> Result<Option<u64>, Diagnostic> {
-            entry(key)
-                .map(|v| v.trim().parse::<u64>())
-                .transpose()
-                .map_err(|_| Diagnostic::invalid(Code::ExternalData, format!("external data {key} is not a number")))
+            entry(key).map(|v| v.trim().parse::<u64>()).transpose().map_err(|_| {
+                Diagnostic::invalid(Code::ExternalData, format!("external data {key} is not a number"))
+            })
         };
         let location = entry("location")
             .ok_or_else(|| Diagnostic::invalid(Code::ExternalData, "external data without a location"))?;
@@ -134,11 +143,16 @@ impl Storage {
         let offset = number("offset")?.unwrap_or(0);
         match self.data_files.slice(location, offset, Some(length)) {
             Ok(slice) => from_bytes(slice, dtype, elems),
-            Err(ExternalError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => match self.missing {
-                MissingWeights::Error => Err(Diagnostic::invalid(Code::ExternalData, format!("external data {location:?} does not exist"))
+            Err(ExternalError::Open { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                match self.missing {
+                    MissingWeights::Error => Err(Diagnostic::invalid(
+                        Code::ExternalData,
+                        format!("external data {location:?} does not exist"),
+                    )
                     .hint("put the data file beside the model, or ask for synthetic weights")),
-                MissingWeights::Random { seed } => Ok(synthetic(&t.name, seed, dtype, shape)),
-            },
+                    MissingWeights::Random { seed } => Ok(synthetic(&t.name, seed, dtype, shape)),
+                }
+            }
             Err(e) => Err(Diagnostic::invalid(Code::ExternalData, e.to_string())),
         }
     }
@@ -164,7 +178,9 @@ fn synthetic(name: &str, seed: u64, dtype: DType, shape: &[usize]) -> ConstSourc
         return ConstSource::Splat(Scalar::zero(dtype));
     }
     // FNV-1a: a different, reproducible seed for every tensor
-    let seed = name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let seed = name
+        .bytes()
+        .fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let fan_in = match shape {
         [_, rest @ ..] if !rest.is_empty() => rest.iter().product::<usize>().max(1),
         _ => 64,
@@ -195,7 +211,10 @@ fn from_bytes(slice: FileSlice, dtype: DType, elems: usize) -> Result<ConstSourc
     let packing = per_byte(dtype);
     let want = elems.div_ceil(packing).checked_mul(dtype.bytes()).unwrap_or(usize::MAX);
     if bytes.len() != want {
-        return Err(Diagnostic::invalid(Code::Tensor, format!("expected {want} bytes of data, found {}", bytes.len())));
+        return Err(Diagnostic::invalid(
+            Code::Tensor,
+            format!("expected {want} bytes of data, found {}", bytes.len()),
+        ));
     }
     Ok(if packing > 1 {
         ConstSource::Bytes(Arc::new(unpack(bytes.iter().copied(), dtype, elems)))
@@ -300,7 +319,9 @@ mod tests {
 
     #[test]
     fn dims_that_do_not_fit_are_errors() {
-        for dims in [&[4611686018427387906i64, 4][..], &[-1], &[1 << 40, 1 << 40], &[3], &[1; 65], &[0, i64::MAX]] {
+        for dims in
+            [&[4611686018427387906i64, 4][..], &[-1], &[1 << 40, 1 << 40], &[3], &[1; 65], &[0, i64::MAX]]
+        {
             assert!(storage(&[0; 8]).tensor(&tensor(1, dims)).is_err(), "{dims:?}");
         }
         assert!(storage(&[]).tensor(&tensor(1, &[0, 5])).is_ok());

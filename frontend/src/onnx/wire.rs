@@ -72,7 +72,9 @@ impl Message {
             (Type, 4 | 5 | 9) => Container,
             (Container, 1 | 2) => Type,
             (Shape, 1) => Leaf,
-            (Model, 8 | 14) | (Graph, 14 | 16) | (Function, 9 | 14) | (Node, 9) | (Tensor, 3 | 13 | 16) => Leaf,
+            (Model, 8 | 14) | (Graph, 14 | 16) | (Function, 9 | 14) | (Node, 9) | (Tensor, 3 | 13 | 16) => {
+                Leaf
+            }
             _ => return None,
         })
     }
@@ -121,7 +123,13 @@ impl Scan<'_> {
         Err(WireError::Malformed(start))
     }
 
-    fn message(&mut self, kind: Message, range: Range<usize>, depth: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
+    fn message(
+        &mut self,
+        kind: Message,
+        range: Range<usize>,
+        depth: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), WireError> {
         if depth > MAX_DEPTH {
             return Err(WireError::Depth(range.start));
         }

@@ -1,0 +1,5 @@
+//! Control flow.
+
+use super::Op;
+
+pub static OPS: &[Op] = &[];

@@ -1,0 +1,100 @@
+//! The operator table: one row per operator, by theme.
+//!
+//! A row names the operator, the first operator-set version whose meaning the handler implements
+//! (it looks at [`NodeCx::opset`] where later versions differ), and the handler. To add an operator,
+//! write a handler in the file of its theme and add its row to the `OPS` of that file.
+
+use super::cx::{NodeCx, OpError, OpResult};
+use crate::diag::Code;
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+mod activation;
+mod control;
+mod conv;
+mod elementwise;
+mod gather;
+mod movement;
+mod narrow;
+mod normalization;
+mod pool;
+mod reduce;
+mod shape;
+
+/// One operator.
+pub struct Op {
+    /// Empty for the standard domain.
+    pub domain: &'static str,
+    pub name: &'static str,
+    /// First version that the handler understands.
+    pub since: i64,
+    pub import: fn(&mut NodeCx) -> OpResult,
+}
+
+/// A row of the standard domain.
+const fn op(name: &'static str, since: i64, import: fn(&mut NodeCx) -> OpResult) -> Op {
+    Op { domain: "", name, since, import }
+}
+
+/// A row of another domain.
+#[allow(dead_code)]
+const fn op_in(domain: &'static str, name: &'static str, import: fn(&mut NodeCx) -> OpResult) -> Op {
+    Op { domain, name, since: 1, import }
+}
+
+/// Every theme.
+static THEMES: &[&[Op]] = &[
+    activation::OPS,
+    control::OPS,
+    conv::OPS,
+    elementwise::OPS,
+    gather::OPS,
+    movement::OPS,
+    normalization::OPS,
+    pool::OPS,
+    reduce::OPS,
+    shape::OPS,
+];
+
+fn table() -> &'static HashMap<(&'static str, &'static str), &'static Op> {
+    static TABLE: OnceLock<HashMap<(&'static str, &'static str), &'static Op>> = OnceLock::new();
+    TABLE.get_or_init(|| THEMES.iter().flat_map(|t| t.iter()).map(|o| ((o.domain, o.name), o)).collect())
+}
+
+/// Domains whose operators exist without an import.
+fn implied_version(domain: &str) -> Option<i64> {
+    matches!(domain, "com.microsoft").then_some(1)
+}
+
+/// The operator and the version to read it with.
+pub fn find(domain: &str, name: &str, version: Option<i64>) -> Result<(&'static Op, i64), OpError> {
+    let shown = if domain.is_empty() { String::new() } else { format!(" of domain {domain:?}") };
+    let Some(op) = table().get(&(domain, name)) else {
+        let e = OpError::unsupported(Code::Op, format!("operator {name}{shown} is not supported"));
+        let known = table().keys().find(|k| k.1.eq_ignore_ascii_case(name) || k.1 == name);
+        return Err(match known {
+            Some((d, n)) => {
+                e.hint(format!("there is {n} in domain {:?}", if d.is_empty() { "ai.onnx" } else { d }))
+            }
+            None => e,
+        });
+    };
+    let Some(version) = version.or_else(|| implied_version(domain)) else {
+        return Err(OpError::invalid(Code::Opset, format!("the model does not import domain {domain:?}")));
+    };
+    if version < op.since {
+        return Err(OpError::unsupported(
+            Code::Opset,
+            format!("{name} is supported from operator set {} on, the model uses {version}", op.since),
+        )
+        .hint("convert the model to a newer operator set"));
+    }
+    Ok((op, version))
+}
+
+/// All operators, sorted, for documentation and tests.
+pub fn all() -> Vec<&'static Op> {
+    let mut all: Vec<_> = table().values().copied().collect();
+    all.sort_by_key(|o| (o.domain, o.name));
+    all
+}

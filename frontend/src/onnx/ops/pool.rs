@@ -1,0 +1,326 @@
+//! Pooling.
+
+use super::conv::{Window, explicit_pads, window};
+use super::{Op, op};
+use crate::diag::Code;
+use crate::onnx::cx::{NodeCx, OpError, OpResult};
+use ir::build::V;
+use ir::prim::{Combine, Monoid};
+use ir::{DType, Dim};
+
+pub static OPS: &[Op] = &[
+    op("AveragePool", 1, average_pool),
+    op("GlobalAveragePool", 1, global_average_pool),
+    op("GlobalLpPool", 2, global_lp_pool),
+    op("GlobalMaxPool", 1, global_max_pool),
+    op("LpPool", 2, lp_pool),
+    op("MaxPool", 1, max_pool),
+    op("MaxUnpool", 9, max_unpool),
+];
+
+/// A pool's window. `ceil` widens the padding behind so that the last, partial window counts.
+struct Pool {
+    x: V,
+    window: Window,
+    /// Padding behind that the model asks for, without the widening.
+    declared_hi: Vec<Dim>,
+    out: Vec<Dim>,
+}
+
+fn pool(cx: &NodeCx) -> Result<Pool, OpError> {
+    let x = cx.input(0)?;
+    let shape = cx.shape(x);
+    if shape.len() < 3 {
+        return Err(OpError::invalid(
+            Code::Shape,
+            format!("expected an input of rank 3 at least, found {}", shape.len()),
+        ));
+    }
+    let kernel = cx.need_ints("kernel_shape")?;
+    let mut window = window(cx, &shape[2..], kernel)?;
+    let ceil = cx.flag("ceil_mode", false)?;
+    let facts = cx.b.symbols();
+    let declared_hi = window.pads.iter().map(|p| p.1.clone()).collect();
+    let mut out = Vec::new();
+    for (i, n) in shape[2..].iter().enumerate() {
+        let reach = (window.kernel[i] - 1) * window.dilations[i] + 1;
+        let (lo, hi) = window.pads[i].clone();
+        let stride = Dim::from(window.strides[i]);
+        let free = n + &lo + &hi - Dim::from(reach);
+        if !ceil {
+            out.push(free.floor_div(&stride, facts) + Dim::from(1));
+            continue;
+        }
+        // the last window has to start inside the input or its front padding
+        let count = free.ceil_div(&stride, facts) + Dim::from(1);
+        let count = count.min_with(&(n + &lo).ceil_div(&stride, facts), facts);
+        window.pads[i].1 = (&count - &Dim::from(1)) * &stride + Dim::from(reach) - n - &lo;
+        out.push(count);
+    }
+    Ok(Pool { x, window, declared_hi, out })
+}
+
+fn max_pool(cx: &mut NodeCx) -> OpResult {
+    let p = pool(cx)?;
+    if cx.wants(1) {
+        return max_pool_with_indices(cx, &p);
+    }
+    Ok(cx.b.window_reduce(Monoid::Max, p.x, &p.window.kernel, &p.window.dims())?.into())
+}
+
+/// Most positions of a window that is expanded position by position.
+const MAX_TAPS: i64 = 4096;
+
+/// Values and flat positions (in the input, or with `storage_order` 1 with the spatial dims
+/// reversed) of the maxima. Position by position: the first maximum wins.
+fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
+    let w = &p.window;
+    let n = w.kernel.len();
+    let taps: i64 = w.kernel.iter().product();
+    if taps > MAX_TAPS {
+        return Err(OpError::limit(format!("the indices of a window of {taps} positions")));
+    }
+    let dtype = cx.dtype(p.x);
+    let shape = cx.shape(p.x);
+    let lowest = cx.b.scalar_of(dtype, Monoid::Max.identity(dtype))?;
+    let mut lo = vec![Dim::from(0); 2 + n];
+    let mut hi = lo.clone();
+    for i in 0..n {
+        lo[2 + i] = w.pads[i].0.clone();
+        hi[2 + i] = w.pads[i].1.clone();
+    }
+    let padded = cx.b.pad(p.x, lowest, &lo, &hi, &vec![0; 2 + n])?;
+    let size = [&shape[..2], &p.out].concat();
+    // position of each window's first element, by dim, before padding
+    let mut first = Vec::new();
+    for i in 0..n {
+        let o = cx.b.iota(DType::I64, &size, 2 + i)?;
+        let o = cx.b.mul_scalar(o, w.strides[i] as f64)?;
+        let pad = cx.b.dim_value(&w.pads[i].0)?;
+        first.push(cx.b.sub(o, pad)?);
+    }
+    let column_major = cx.int("storage_order", 0)? == 1;
+    let spatial = &shape[2..];
+    let weight = |i: usize| -> Dim {
+        if column_major { Dim::product(&spatial[..i]) } else { Dim::product(&spatial[i + 1..]) }
+    };
+    let plane = {
+        let rows = cx.b.iota(DType::I64, &size, 0)?;
+        let channels = cx.b.dim_value(&shape[1])?;
+        let rows = cx.b.mul(rows, channels)?;
+        let c = cx.b.iota(DType::I64, &size, 1)?;
+        let rows = cx.b.add(rows, c)?;
+        let area = cx.b.dim_value(&Dim::product(spatial))?;
+        cx.b.mul(rows, area)?
+    };
+    let (mut best, mut at): (Option<V>, Option<V>) = (None, None);
+    for tap in 0..taps {
+        let (mut start, mut step) = (vec![Dim::from(0); 2 + n], vec![1; 2 + n]);
+        let mut rest = tap;
+        let mut place = plane;
+        let mut inside: Option<V> = None;
+        for i in (0..n).rev() {
+            let k = rest % w.kernel[i];
+            rest /= w.kernel[i];
+            start[2 + i] = Dim::from(k * w.dilations[i]);
+            step[2 + i] = w.strides[i];
+            let pos = cx.b.add_scalar(first[i], (k * w.dilations[i]) as f64)?;
+            let zero = cx.b.scalar_i64(0)?;
+            let extent = cx.b.dim_value(&spatial[i])?;
+            let (a, b) = (cx.b.ge(pos, zero)?, cx.b.lt(pos, extent)?);
+            let ok = cx.b.and(a, b)?;
+            inside = Some(match inside {
+                Some(v) => cx.b.and(v, ok)?,
+                None => ok,
+            });
+            let m = cx.b.dim_value(&weight(i))?;
+            let m = cx.b.mul(pos, m)?;
+            place = cx.b.add(place, m)?;
+        }
+        let v = cx.b.slice(padded, &start, &size, &step)?;
+        (best, at) = match (best, at, inside) {
+            (Some(b), Some(a), Some(inside)) => {
+                let more = cx.b.gt(v, b)?;
+                // a padded position never wins, not even over a lowest value that is really there
+                let take = cx.b.and(more, inside)?;
+                (Some(cx.b.select(take, v, b)?), Some(cx.b.select(take, place, a)?))
+            }
+            _ => (Some(v), Some(place)),
+        };
+    }
+    match (best, at) {
+        (Some(b), Some(a)) => Ok([b, a].into()),
+        _ => Err(OpError::invalid(Code::Attribute, "an empty kernel")),
+    }
+}
+
+/// Sums in f32 where the elements are halves, whose range a sum leaves easily.
+fn widen(cx: &mut NodeCx, x: V) -> Result<V, OpError> {
+    Ok(match cx.dtype(x) {
+        DType::F16 | DType::BF16 => cx.b.convert(x, DType::F32)?,
+        _ => x,
+    })
+}
+
+/// Number of elements that count in each window, as a tensor that broadcasts over the result.
+fn counts(cx: &mut NodeCx, p: &Pool, with_pads: bool, dtype: DType) -> Result<V, OpError> {
+    let shape = cx.shape(p.x);
+    let w = &p.window;
+    let n = w.kernel.len();
+    let mut product: Option<V> = None;
+    let mut whole = 1i64;
+    for i in 0..n {
+        let (lo, hi) = &w.pads[i];
+        // padding that counts belongs to the extent
+        let (extent, lo, hi) = if with_pads {
+            (&shape[2 + i] + lo + &p.declared_hi[i], Dim::from(0), hi - &p.declared_hi[i])
+        } else {
+            (shape[2 + i].clone(), lo.clone(), hi.clone())
+        };
+        if lo.is_const(0) && hi.is_const(0) {
+            whole *= w.kernel[i];
+            continue;
+        }
+        let ones = cx.b.full(dtype, &[extent], 1.0)?;
+        let mut dim = w.dims()[i].clone();
+        (dim.pad_lo, dim.pad_hi) = (lo, hi);
+        let count = cx.b.window_reduce(Monoid::Sum, ones, &w.kernel[i..=i], &[dim])?;
+        let mut at = vec![p.out[i].clone()];
+        at.resize(n - i, Dim::from(1));
+        let count = cx.b.reshape(count, &at)?;
+        product = Some(match product {
+            Some(v) => cx.b.mul(v, count)?,
+            None => count,
+        });
+    }
+    let whole_v = cx.b.scalar(dtype, whole as f64)?;
+    Ok(match product {
+        Some(v) if whole == 1 => v,
+        Some(v) => cx.b.mul(v, whole_v)?,
+        None => whole_v,
+    })
+}
+
+fn average_pool(cx: &mut NodeCx) -> OpResult {
+    let p = pool(cx)?;
+    let dtype = cx.dtype(p.x);
+    let with_pads = cx.flag("count_include_pad", false)?;
+    let wide = widen(cx, p.x)?;
+    let acc = cx.dtype(wide);
+    let sum = cx.b.window_reduce(Monoid::Sum, wide, &p.window.kernel, &p.window.dims())?;
+    let count = counts(cx, &p, with_pads, acc)?;
+    let mean = cx.b.div(sum, count)?;
+    Ok(cx.b.convert(mean, dtype)?.into())
+}
+
+/// `(sum |x|^p)^(1/p)` over each window.
+fn lp_pool(cx: &mut NodeCx) -> OpResult {
+    let p = pool(cx)?;
+    let power = cx.int("p", 2)?;
+    let dtype = cx.dtype(p.x);
+    let wide = widen(cx, p.x)?;
+    let v = abs_power(cx, wide, power)?;
+    let sum = cx.b.window_reduce(Monoid::Sum, v, &p.window.kernel, &p.window.dims())?;
+    let root = root(cx, sum, power)?;
+    Ok(cx.b.convert(root, dtype)?.into())
+}
+
+fn abs_power(cx: &mut NodeCx, x: V, p: i64) -> Result<V, OpError> {
+    Ok(match p {
+        1 => cx.b.abs(x)?,
+        2 => cx.b.mul(x, x)?,
+        p => {
+            let a = cx.b.abs(x)?;
+            let e = cx.like(a, p as f64)?;
+            cx.b.pow(a, e)?
+        }
+    })
+}
+
+fn root(cx: &mut NodeCx, x: V, p: i64) -> Result<V, OpError> {
+    Ok(match p {
+        1 => x,
+        2 => cx.b.sqrt(x)?,
+        p => {
+            let e = cx.like(x, 1.0 / p as f64)?;
+            cx.b.pow(x, e)?
+        }
+    })
+}
+
+/// The spatial axes of the input.
+fn spatial(cx: &NodeCx) -> Result<(V, Vec<usize>), OpError> {
+    let x = cx.input(0)?;
+    let rank = cx.rank(x);
+    if rank < 2 {
+        return Err(OpError::invalid(
+            Code::Shape,
+            format!("expected an input of rank 2 at least, found {rank}"),
+        ));
+    }
+    Ok((x, (2..rank).collect()))
+}
+
+fn global_average_pool(cx: &mut NodeCx) -> OpResult {
+    let (x, axes) = spatial(cx)?;
+    Ok(super::reduce::mean(cx, x, &axes, true)?.into())
+}
+
+fn global_max_pool(cx: &mut NodeCx) -> OpResult {
+    let (x, axes) = spatial(cx)?;
+    Ok(cx.b.reduce_max(x, &axes, true)?.into())
+}
+
+fn global_lp_pool(cx: &mut NodeCx) -> OpResult {
+    let (x, axes) = spatial(cx)?;
+    let power = cx.int("p", 2)?;
+    let dtype = cx.dtype(x);
+    let wide = widen(cx, x)?;
+    let v = abs_power(cx, wide, power)?;
+    let sum = cx.b.reduce_sum(v, &axes, true)?;
+    let root = root(cx, sum, power)?;
+    Ok(cx.b.convert(root, dtype)?.into())
+}
+
+/// Puts each element back at its flat position; zeros elsewhere.
+fn max_unpool(cx: &mut NodeCx) -> OpResult {
+    let (x, at) = (cx.input(0)?, cx.input(1)?);
+    let shape = cx.shape(x);
+    if shape.len() < 3 {
+        return Err(OpError::invalid(
+            Code::Shape,
+            format!("expected an input of rank 3 at least, found {}", shape.len()),
+        ));
+    }
+    let n = shape.len() - 2;
+    let kernel = cx.need_ints("kernel_shape")?;
+    let strides = cx.ints("strides")?.unwrap_or_else(|| vec![1; n]);
+    let pads = explicit_pads(cx, n)?;
+    if kernel.len() != n || strides.len() != n {
+        return Err(OpError::invalid(
+            Code::Attribute,
+            format!("kernel {kernel:?} and strides {strides:?} for {n} dims"),
+        ));
+    }
+    let mut inferred = shape[..2].to_vec();
+    for i in 0..n {
+        let steps = (&shape[2 + i] - &Dim::from(1)) * Dim::from(strides[i]);
+        inferred.push(steps + Dim::from(kernel[i] - pads[i].0 - pads[i].1));
+    }
+    let dtype = cx.dtype(x);
+    let total = Dim::product(&inferred);
+    let count = Dim::product(&shape);
+    let base = cx.b.full(dtype, &[total], 0.0)?;
+    let at = cx.b.reshape(at, std::slice::from_ref(&count))?;
+    let values = cx.b.reshape(x, &[count])?;
+    let flat = cx.b.scatter(base, at, values, Combine::Set)?;
+    let y = cx.b.reshape(flat, &inferred)?;
+    let Some(wanted) = cx.opt(2)? else { return Ok(y.into()) };
+    let wanted = cx.sizes_of(wanted, 0)?;
+    if wanted.len() != inferred.len() {
+        return Err(OpError::invalid(Code::Shape, format!("an output shape of {} dims", wanted.len())));
+    }
+    let hi: Vec<Dim> = wanted.iter().zip(&inferred).map(|(w, i)| w - i).collect();
+    let zero = cx.like(y, 0.0)?;
+    Ok(cx.b.pad(y, zero, &vec![Dim::from(0); hi.len()], &hi, &vec![0; hi.len()])?.into())
+}

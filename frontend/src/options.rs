@@ -1,0 +1,52 @@
+//! Options of an import.
+
+pub use crate::onnx::tensor::MissingWeights;
+use std::collections::BTreeMap;
+
+/// What an input holds where its type alone does not say it.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Structure {
+    /// A sequence with these elements.
+    Sequence(Vec<Structure>),
+    /// A tensor of this rank (sequences of tensors and optionals rarely say the rank).
+    Tensor { rank: usize },
+    /// An optional without a value.
+    Absent,
+}
+
+/// How a model is imported, and the limits it has to keep.
+///
+/// Files are memory-mapped: a model must not be truncated while anything imported from it is in use.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Fixes named dimensions (`dim_param`) to sizes.
+    pub dims: BTreeMap<String, i64>,
+    /// Structure of inputs that are sequences or optionals, by name.
+    pub structures: BTreeMap<String, Structure>,
+    /// Initialisers that are also listed as inputs are inputs, and not constants.
+    pub initializers_are_inputs: bool,
+    pub missing_weights: MissingWeights,
+    /// Reads external data from files that have several hard links.
+    pub allow_hard_links: bool,
+    /// Largest model file in bytes (external data not counted).
+    pub max_model_bytes: u64,
+    /// Most nodes, those of inlined functions and expanded loops counted each time.
+    pub max_nodes: usize,
+    /// Deepest nesting of subgraphs and functions.
+    pub max_depth: usize,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        ImportOptions {
+            dims: BTreeMap::new(),
+            structures: BTreeMap::new(),
+            initializers_are_inputs: false,
+            missing_weights: MissingWeights::Error,
+            allow_hard_links: false,
+            max_model_bytes: 64 << 30,
+            max_nodes: 1_000_000,
+            max_depth: 32,
+        }
+    }
+}
