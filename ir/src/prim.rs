@@ -143,13 +143,17 @@ impl WindowDim {
 }
 
 /// One operation of the graph IR.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Prim {
     // ---- sources -------------------------------------------------------------------------
     /// () -> T[shape of the constant]
     Const(ConstId),
     /// () -> dtype[shape]; element value = its index along `axis`. Integer or float dtype.
-    Iota { dtype: DType, shape: Vec<Dim>, axis: usize },
+    Iota {
+        dtype: DType,
+        shape: Vec<Dim>,
+        axis: usize,
+    },
     /// () -> i64[]; the value of a size.
     DimValue(Dim),
     /// (i64[] or i64[1]) -> (); at run time gives symbol `sym` the value of the operand; a value
@@ -157,7 +161,9 @@ pub enum Prim {
     BindDim(Sym),
     /// (u64[] key) -> u64[shape]; counter-based: element i = SplitMix64 finaliser of
     /// `key + (i + 1) * 0x9E3779B97F4A7C15`.
-    RandomBits { shape: Vec<Dim> },
+    RandomBits {
+        shape: Vec<Dim>,
+    },
 
     // ---- elementwise ---------------------------------------------------------------------
     Unary(UnaryOp),
@@ -165,75 +171,151 @@ pub enum Prim {
     Cmp(CmpOp),
     /// (bool[s], T[s], T[s]) -> T[s]
     Select,
-    Convert { to: DType, mode: ConvertMode },
+    Convert {
+        to: DType,
+        mode: ConvertMode,
+    },
     /// Same bytes; `to` has the same storage size.
-    Bitcast { to: DType },
+    Bitcast {
+        to: DType,
+    },
 
     // ---- movement ------------------------------------------------------------------------
     /// Row-major reshape; the element counts are equal (proved, or checked when shapes are bound).
-    Reshape { shape: Vec<Dim> },
+    Reshape {
+        shape: Vec<Dim>,
+    },
     /// Result dim i = operand dim `perm[i]`.
-    Transpose { perm: Vec<usize> },
+    Transpose {
+        perm: Vec<usize>,
+    },
     /// Operand dim i becomes result dim `dims[i]` (strictly increasing); its extent is equal to the
     /// result's, or 1, or (not provably either) a stride that is 0 where the extent is 1 at run time.
-    Broadcast { shape: Vec<Dim>, dims: Vec<usize> },
+    Broadcast {
+        shape: Vec<Dim>,
+        dims: Vec<usize>,
+    },
     /// Result `i` reads operand `start + i * step`; `size` is the result extent. All by dim.
-    Slice { start: Vec<Dim>, size: Vec<Dim>, step: Vec<i64> },
+    Slice {
+        start: Vec<Dim>,
+        size: Vec<Dim>,
+        step: Vec<i64>,
+    },
     /// (T[...], T[] fill) -> T; by dim `lo`/`hi` may be negative (crop), `interior` zeros between.
-    Pad { lo: Vec<Dim>, hi: Vec<Dim>, interior: Vec<i64>, mode: PadMode },
-    Concat { axis: usize },
+    Pad {
+        lo: Vec<Dim>,
+        hi: Vec<Dim>,
+        interior: Vec<i64>,
+        mode: PadMode,
+    },
+    Concat {
+        axis: usize,
+    },
     /// (T[s] base, T[u] update) -> T[s]: `base` with `update` written at `start`.
-    UpdateSlice { start: Vec<Dim> },
+    UpdateSlice {
+        start: Vec<Dim>,
+    },
 
     // ---- indexed -------------------------------------------------------------------------
     /// (T[d0..], I[idx...]) -> T[d0..d(axis-1), idx..., d(axis+1)..]; I is i32 or i64. An index
     /// outside `0..d(axis)` is a run-time error that names the node.
-    Gather { axis: usize },
+    Gather {
+        axis: usize,
+    },
     /// (T[d0, inner...] base, I[n] indices, T[n, inner...] updates) -> T[d0, inner...].
     /// Updates apply in order of n. An index out of range is a run-time error.
-    Scatter { combine: Combine },
+    Scatter {
+        combine: Combine,
+    },
 
     // ---- reductions ----------------------------------------------------------------------
     /// Reduces `axes` (sorted, distinct) and drops them.
-    Reduce { monoid: Monoid, axes: Vec<usize> },
+    Reduce {
+        monoid: Monoid,
+        axes: Vec<usize>,
+    },
     /// -> i64; index of the extreme along `axis`, which is dropped. NaN counts as the extreme.
-    ArgReduce { max: bool, axis: usize, last: bool },
+    ArgReduce {
+        max: bool,
+        axis: usize,
+        last: bool,
+    },
     /// Windows over the trailing `window.len()` dims; positions outside the input are identity.
-    WindowReduce { monoid: Monoid, size: Vec<i64>, window: Vec<WindowDim> },
+    WindowReduce {
+        monoid: Monoid,
+        size: Vec<i64>,
+        window: Vec<WindowDim>,
+    },
     /// Running reduction along `axis`.
-    Cumulative { monoid: Monoid, axis: usize, exclusive: bool, reverse: bool },
+    Cumulative {
+        monoid: Monoid,
+        axis: usize,
+        exclusive: bool,
+        reverse: bool,
+    },
 
     // ---- contractions --------------------------------------------------------------------
     /// (A, B) -> acc type. Result dims: batch dims (in order of `batch`), free dims of A, free dims
     /// of B. Integers (8-bit, any signs) accumulate exactly in i32; halves in f32, rounded once.
-    Contract { batch: Vec<(usize, usize)>, reduce: Vec<(usize, usize)>, acc: DType },
+    Contract {
+        batch: Vec<(usize, usize)>,
+        reduce: Vec<(usize, usize)>,
+        acc: DType,
+    },
     /// (x T[N, G*Ci, spatial...], w T[G*Co, Ci, kernel...]) -> acc[N, G*Co, out...].
-    Convolve { window: Vec<WindowDim>, groups: usize, acc: DType },
+    Convolve {
+        window: Vec<WindowDim>,
+        groups: usize,
+        acc: DType,
+    },
 
     // ---- selection -----------------------------------------------------------------------
     /// n operands of one shape, sorted by the first along `axis`, stably. NaN sorts as largest.
-    Sort { axis: usize, descending: bool },
+    Sort {
+        axis: usize,
+        descending: bool,
+    },
     /// (T[...]) -> (T[.. k ..], i64[.. k ..]) along `axis`, ordered; ties to the lower index.
-    TopK { axis: usize, k: Dim, largest: bool },
+    TopK {
+        axis: usize,
+        k: Dim,
+        largest: bool,
+    },
     /// (bool[n]) -> i64[sym]: indices of the true elements, ascending. Defines `sym` in 0..=n.
-    Compact { sym: Sym },
+    Compact {
+        sym: Sym,
+    },
 
     // ---- control -------------------------------------------------------------------------
     /// (bool[] cond, captures...) -> results; regions: then, else; region inputs = captures.
     /// Where branch shapes differ, result dims are value symbols listed in `defines`.
-    If { defines: Vec<Sym> },
+    If {
+        defines: Vec<Sym>,
+    },
     /// ONNX's Loop. Operands: i64[] trip count (i64::MAX: none), bool[] condition, `carried` initial
     /// values, captures. One region with inputs (i64[] iteration, carried, captures) and outputs
     /// (bool[] condition, carried, scan outputs). Results: carried finals, then stacked scan outputs
     /// (new leading dim = number of iterations). `carried_syms`: symbols that occur in the carried region
     /// inputs' types, rebound at each iteration; `defines`: value symbols of the results.
-    Loop { carried: usize, carried_syms: Vec<Sym>, defines: Vec<Sym> },
+    Loop {
+        carried: usize,
+        carried_syms: Vec<Sym>,
+        defines: Vec<Sym>,
+    },
     /// A composite: named, attributed, never opaque; one region holds its body.
-    Call { name: String, attrs: Vec<(String, Attr)> },
+    Call {
+        name: String,
+        attrs: Vec<(String, Attr)>,
+    },
     /// (bool[]) -> (); false at run time is an error with this message.
-    Assert { message: String },
+    Assert {
+        message: String,
+    },
     /// A host function of the closed table: what is not tensor arithmetic.
-    Host { func: HostFn, defines: Vec<Sym> },
+    Host {
+        func: HostFn,
+        defines: Vec<Sym>,
+    },
 }
 
 /// Attribute of a composite call.
@@ -308,6 +390,85 @@ impl Prim {
             Prim::BindDim(s) | Prim::Compact { sym: s } => std::slice::from_ref(s),
             Prim::If { defines } | Prim::Loop { defines, .. } | Prim::Host { defines, .. } => defines,
             _ => &[],
+        }
+    }
+
+    /// Every size expression among the attributes.
+    pub fn for_each_dim<'a>(&'a self, mut f: impl FnMut(&'a Dim)) {
+        match self {
+            Prim::Iota { shape, .. }
+            | Prim::RandomBits { shape }
+            | Prim::Reshape { shape }
+            | Prim::Broadcast { shape, .. } => shape.iter().for_each(f),
+            Prim::DimValue(d) | Prim::TopK { k: d, .. } => f(d),
+            Prim::Slice { start, size, .. } => start.iter().chain(size).for_each(f),
+            Prim::Pad { lo, hi, .. } => lo.iter().chain(hi).for_each(f),
+            Prim::UpdateSlice { start } => start.iter().for_each(f),
+            Prim::WindowReduce { window, .. } | Prim::Convolve { window, .. } => {
+                window.iter().flat_map(|w| [&w.pad_lo, &w.pad_hi]).for_each(f);
+            }
+            Prim::Const(_)
+            | Prim::BindDim(_)
+            | Prim::Unary(_)
+            | Prim::Binary(_)
+            | Prim::Cmp(_)
+            | Prim::Select
+            | Prim::Convert { .. }
+            | Prim::Bitcast { .. }
+            | Prim::Transpose { .. }
+            | Prim::Concat { .. }
+            | Prim::Gather { .. }
+            | Prim::Scatter { .. }
+            | Prim::Reduce { .. }
+            | Prim::ArgReduce { .. }
+            | Prim::Cumulative { .. }
+            | Prim::Contract { .. }
+            | Prim::Sort { .. }
+            | Prim::Compact { .. }
+            | Prim::If { .. }
+            | Prim::Loop { .. }
+            | Prim::Call { .. }
+            | Prim::Assert { .. }
+            | Prim::Host { .. } => {}
+        }
+    }
+    /// As [`Prim::for_each_dim`], to replace them.
+    pub fn for_each_dim_mut(&mut self, mut f: impl FnMut(&mut Dim)) {
+        match self {
+            Prim::Iota { shape, .. }
+            | Prim::RandomBits { shape }
+            | Prim::Reshape { shape }
+            | Prim::Broadcast { shape, .. } => shape.iter_mut().for_each(f),
+            Prim::DimValue(d) | Prim::TopK { k: d, .. } => f(d),
+            Prim::Slice { start, size, .. } => start.iter_mut().chain(size).for_each(f),
+            Prim::Pad { lo, hi, .. } => lo.iter_mut().chain(hi).for_each(f),
+            Prim::UpdateSlice { start } => start.iter_mut().for_each(f),
+            Prim::WindowReduce { window, .. } | Prim::Convolve { window, .. } => {
+                window.iter_mut().flat_map(|w| [&mut w.pad_lo, &mut w.pad_hi]).for_each(f);
+            }
+            Prim::Const(_)
+            | Prim::BindDim(_)
+            | Prim::Unary(_)
+            | Prim::Binary(_)
+            | Prim::Cmp(_)
+            | Prim::Select
+            | Prim::Convert { .. }
+            | Prim::Bitcast { .. }
+            | Prim::Transpose { .. }
+            | Prim::Concat { .. }
+            | Prim::Gather { .. }
+            | Prim::Scatter { .. }
+            | Prim::Reduce { .. }
+            | Prim::ArgReduce { .. }
+            | Prim::Cumulative { .. }
+            | Prim::Contract { .. }
+            | Prim::Sort { .. }
+            | Prim::Compact { .. }
+            | Prim::If { .. }
+            | Prim::Loop { .. }
+            | Prim::Call { .. }
+            | Prim::Assert { .. }
+            | Prim::Host { .. } => {}
         }
     }
 

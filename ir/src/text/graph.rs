@@ -1,1 +1,0 @@
-//! Text of the graph IR (`.ksg`); printer and parser are being written.
