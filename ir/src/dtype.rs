@@ -7,6 +7,7 @@ use std::str::FromStr;
 ///
 /// The sub-byte and 8-bit float types are stored one element to a byte in every buffer of ours
 /// (packing is the importer's and exporter's matter); arithmetic on them happens after a convert.
+/// `I4` and `I2` are stored sign-extended, `U4`, `U2` and `F4E2M1` zero-extended, `Bool` as 0 or 1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum DType {
     F64,

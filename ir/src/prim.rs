@@ -8,10 +8,14 @@ use crate::graph::Graph;
 use crate::{ConstId, Dim, Sym};
 
 /// Elementwise functions of one operand. Result type = operand type.
+///
+/// Floats of every type are computed as if in infinite precision and rounded once (the interpreter: in
+/// `f64`). A NaN that is computed is quiet; its sign and payload mean nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum UnaryOp {
     /// Integers wrap (two's complement): `neg(MIN) == MIN`.
     Neg,
+    /// `abs(MIN) == MIN`.
     Abs,
     Floor,
     Ceil,
@@ -50,19 +54,23 @@ pub enum BinaryOp {
     Div,
     /// Remainder with the sign of the dividend (C `fmod`, `%`); integer `x rem 0` gives 0.
     Rem,
+    /// C `pow`. Integers wrap; a negative exponent gives the real value truncated towards zero
+    /// (0 but for the bases 1 and -1; base 0 gives 0).
     Pow,
+    /// (y, x), C `atan2`.
     Atan2,
-    /// NaN propagates.
+    /// NaN propagates. Of zeros with different signs either may result.
     Min,
-    /// NaN propagates.
+    /// NaN propagates. Of zeros with different signs either may result.
     Max,
     /// Bitwise; logical on `bool`.
     And,
     Or,
     Xor,
-    /// Shift by at least the width gives 0.
+    /// A count that is negative or at least the width gives 0.
     Shl,
-    /// Arithmetic for signed types, logical for unsigned ones.
+    /// Arithmetic for signed types, logical for unsigned ones. A count that is negative or at least the
+    /// width gives 0, and -1 where a signed operand is negative.
     Shr,
 }
 
@@ -80,8 +88,10 @@ pub enum CmpOp {
 /// Declared monoids of reductions. Identity: 0, 1, lowest, highest, true, false.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Monoid {
-    /// f16/bf16 accumulate in f32 and round once at the end.
+    /// f16/bf16 accumulate in f32 or wider and round once at the end (the interpreter: all floats in f64).
+    /// Integers wrap.
     Sum,
+    /// As `Sum`.
     Prod,
     /// NaN propagates; on `bool` this is "any".
     Max,
@@ -89,7 +99,8 @@ pub enum Monoid {
     Min,
 }
 
-/// How `scatter` combines an update with what is there.
+/// How `scatter` combines an update with what is there. All updates of one element count as one
+/// reduction: floats may be accumulated wider and rounded once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Combine {
     /// The last update in row-major order of the indices wins.
@@ -106,9 +117,9 @@ pub enum PadMode {
     Constant,
     /// Edge value repeated.
     Edge,
-    /// Mirrored without repeating the edge.
+    /// Mirrored without repeating the edge, as often as needed (period 2 (d - 1); d = 1 repeats the element).
     Reflect,
-    /// Periodic.
+    /// Periodic, as often as needed. The period is the whole operand, also where the other side crops.
     Wrap,
 }
 
@@ -116,15 +127,22 @@ pub enum PadMode {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum ConvertMode {
     /// Float to integer truncates towards zero and saturates, NaN gives 0. Integer to narrower
-    /// integer wraps. Float to float rounds to nearest even, overflowing to infinity (or to the
-    /// largest finite / NaN where the type has no infinity). To bool: `x != 0`.
+    /// integer wraps. Integer or float to float rounds to nearest even once, overflowing to infinity, or to
+    /// NaN where the type has no infinity (E4M3FN, both FNUZ, E8M0), or to the largest finite value
+    /// where it has neither (E2M1). To bool: `x != 0` (NaN is true).
+    /// A NaN stays one; E2M1 has none and gets -0, as in ONNX. E8M0 rounds to the nearest power of two, ties up,
+    /// has 2^-127 for all that is smaller (zero included), and NaN for negative numbers.
     Plain,
-    /// As `Plain`, but every out-of-range value becomes the nearest finite value of the type.
+    /// As `Plain`, but every out-of-range value becomes the nearest finite value of the type, infinities
+    /// included. Integer to integer clamps.
     Saturate,
 }
 
 /// Per spatial dim of a convolution or window: output o reads input
 /// `(o * stride + k * dilation - pad_lo) / base_dilation` where that is exact and in bounds.
+/// Elsewhere a convolution reads 0 (which takes part in the product: 0 times infinity is NaN).
+/// Result extent: `(D + pad_lo + pad_hi - K) floordiv stride + 1` with `D` the input spread by
+/// `base_dilation` (0 if empty) and `K = (k - 1) * dilation + 1`; never negative.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct WindowDim {
     pub stride: i64,
@@ -148,7 +166,8 @@ pub enum Prim {
     // ---- sources -------------------------------------------------------------------------
     /// () -> T[shape of the constant]
     Const(ConstId),
-    /// () -> dtype[shape]; element value = its index along `axis`. Integer or float dtype.
+    /// () -> dtype[shape]; element value = its index along `axis`, wrapped or rounded to the type.
+    /// Integer or float dtype.
     Iota {
         dtype: DType,
         shape: Vec<Dim>,
@@ -160,7 +179,7 @@ pub enum Prim {
     /// outside the symbol's range is a run-time error. Later ops may use `sym` in their shapes.
     BindDim(Sym),
     /// (u64[] key) -> u64[shape]; counter-based: element i = SplitMix64 finaliser of
-    /// `key + (i + 1) * 0x9E3779B97F4A7C15`.
+    /// `key + (i + 1) * 0x9E3779B97F4A7C15`, all modulo 2^64.
     RandomBits {
         shape: Vec<Dim>,
     },
@@ -195,13 +214,16 @@ pub enum Prim {
         shape: Vec<Dim>,
         dims: Vec<usize>,
     },
-    /// Result `i` reads operand `start + i * step`; `size` is the result extent. All by dim.
+    /// Result `i` reads operand `start + i * step`; `size` is the result extent. All by dim. Every index
+    /// read lies inside; a slice without elements reads nothing, wherever it starts.
     Slice {
         start: Vec<Dim>,
         size: Vec<Dim>,
         step: Vec<i64>,
     },
-    /// (T[...], T[] fill) -> T; by dim `lo`/`hi` may be negative (crop), `interior` zeros between.
+    /// (T[...], T[] fill) -> T; by dim `lo`/`hi` may be negative (crop), `interior` fill values
+    /// between elements (before the crop). Modes other than `Constant` have no fill operand and no interior;
+    /// they index the whole operand: result o reads `o - lo`, brought inside by the mode.
     Pad {
         lo: Vec<Dim>,
         hi: Vec<Dim>,
@@ -211,14 +233,14 @@ pub enum Prim {
     Concat {
         axis: usize,
     },
-    /// (T[s] base, T[u] update) -> T[s]: `base` with `update` written at `start`.
+    /// (T[s] base, T[u] update) -> T[s]: `base` with `update` written at `start`, where it fits.
     UpdateSlice {
         start: Vec<Dim>,
     },
 
     // ---- indexed -------------------------------------------------------------------------
     /// (T[d0..], I[idx...]) -> T[d0..d(axis-1), idx..., d(axis+1)..]; I is i32 or i64. An index
-    /// outside `0..d(axis)` is a run-time error that names the node.
+    /// outside `0..d(axis)` is a run-time error that names the node; an empty result reads nothing.
     Gather {
         axis: usize,
     },
@@ -234,7 +256,8 @@ pub enum Prim {
         monoid: Monoid,
         axes: Vec<usize>,
     },
-    /// -> i64; index of the extreme along `axis`, which is dropped. NaN counts as the extreme.
+    /// -> i64; index of the extreme along `axis`, which is dropped and not empty. NaN counts as the extreme.
+    /// Of equal ones (zeros of both signs are equal) the first, or the last.
     ArgReduce {
         max: bool,
         axis: usize,
@@ -246,7 +269,7 @@ pub enum Prim {
         size: Vec<i64>,
         window: Vec<WindowDim>,
     },
-    /// Running reduction along `axis`.
+    /// Running reduction along `axis`; `exclusive` leaves out the element itself, `reverse` runs from the end.
     Cumulative {
         monoid: Monoid,
         axis: usize,
@@ -270,12 +293,14 @@ pub enum Prim {
     },
 
     // ---- selection -----------------------------------------------------------------------
-    /// n operands of one shape, sorted by the first along `axis`, stably. NaN sorts as largest.
+    /// n operands of one shape, sorted by the first along `axis`, stably (also where descending). NaN sorts
+    /// as largest; zeros of both signs are equal.
     Sort {
         axis: usize,
         descending: bool,
     },
-    /// (T[...]) -> (T[.. k ..], i64[.. k ..]) along `axis`, ordered; ties to the lower index.
+    /// (T[...]) -> (T[.. k ..], i64[.. k ..]) along `axis`, ordered as by `Sort`, largest first or smallest
+    /// first; ties to the lower index. `k` is at most the extent.
     TopK {
         axis: usize,
         k: Dim,
@@ -295,7 +320,9 @@ pub enum Prim {
     /// ONNX's Loop. Operands: i64[] trip count (i64::MAX: none), bool[] condition, `carried` initial
     /// values, captures. One region with inputs (i64[] iteration, carried, captures) and outputs
     /// (bool[] condition, carried, scan outputs). Results: carried finals, then stacked scan outputs
-    /// (new leading dim = number of iterations). `carried_syms`: symbols that occur in the carried region
+    /// (new leading dim = number of iterations; all of one shape. Without an iteration the other extents are
+    /// those of the body's type at the initial carried sizes, 0 where only the body could tell).
+    /// A negative trip count is 0. `carried_syms`: symbols that occur in the carried region
     /// inputs' types, rebound at each iteration; `defines`: value symbols of the results.
     Loop {
         carried: usize,

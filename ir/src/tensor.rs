@@ -24,10 +24,13 @@ pub struct ConstId(pub u32);
 #[derive(Clone)]
 pub enum ConstSource {
     Bytes(Arc<dyn ByteSource>),
-    /// Every element has this value.
+    /// Every element has this value, converted plainly to the element type.
     Splat(Scalar),
     /// Normally distributed, reproducible on every machine: element i is
-    /// `mean + std * sqrt(-2 ln u1) * cos(2 pi u2)` with u1, u2 from SplitMix64 of (seed, i).
+    /// `mean + std * sqrt(-2 ln u1) * cos(2 pi u2)`, computed in f64 with `libm`'s functions, with
+    /// `u1 = (w(2 i) >> 11 + 1) / 2^53` and `u2 = (w(2 i + 1) >> 11) / 2^53`, where `w(k)` is element k of
+    /// [`crate::Prim::RandomBits`] with the key `seed`. Converted plainly to the element type; integers
+    /// are rounded to nearest even first.
     Random {
         seed: u64,
         mean: f64,

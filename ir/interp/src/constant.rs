@@ -13,8 +13,10 @@ type Result<T> = std::result::Result<T, OpError>;
 /// All elements of a constant, row-major. At most [`Budget::RUN`] bytes.
 pub fn materialise(data: &ConstData) -> std::result::Result<Tensor, InterpError> {
     let symbols = Symbols::default();
-    elements(&Cx::new(&symbols, Budget::RUN), data)
-        .map_err(|source| InterpError::Const { name: data.name.clone().unwrap_or_default(), source })
+    elements(&Cx::new(&symbols, Budget::RUN), data).map_err(|source| InterpError::Const {
+        name: data.name.clone().unwrap_or_default(),
+        source: Box::new(source),
+    })
 }
 
 /// As [`materialise`], charged to the budget.

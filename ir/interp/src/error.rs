@@ -44,12 +44,12 @@ pub enum InterpError {
     #[error("expected {expected} inputs, found {found}")]
     InputCount { expected: usize, found: usize },
     #[error("input {index} `{name}`: {source}")]
-    Input { index: usize, name: String, source: OpError },
+    Input { index: usize, name: String, source: Box<OpError> },
     /// Failure of one operation; `node` and `op_type` are those of its origin in the model.
     #[error("node `{node}` ({op_type}), {prim}: {source}")]
-    Op { node: String, op_type: String, prim: &'static str, source: OpError },
+    Op { node: String, op_type: String, prim: &'static str, source: Box<OpError> },
     #[error("constant `{name}`: {source}")]
-    Const { name: String, source: OpError },
+    Const { name: String, source: Box<OpError> },
     /// The module refers to a value, constant or origin that it does not have.
     #[error("malformed module: {0}")]
     Malformed(String),

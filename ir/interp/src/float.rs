@@ -104,7 +104,7 @@ impl Format {
             _ if saturate => self.max(),
             Specials::Ieee => self.max() + 1,
             Specials::Finite => self.max(),
-            Specials::AllOnesNan | Specials::MinusZeroNan => return self.nan() | sign,
+            Specials::AllOnesNan | Specials::MinusZeroNan => self.nan(),
         };
         if a.is_infinite() {
             return overflow | sign;
@@ -128,23 +128,20 @@ pub(crate) fn decode_e8m0(code: u8) -> f64 {
     if code == 255 { f64::NAN } else { exp2(i32::from(code) - 127) }
 }
 
-/// To the nearest power of two by value, ties up. Out of range (negative, zero, below 2^-127 or above 2^127
-/// after rounding, infinite) is NaN, or the nearest finite value if `saturate` is set.
+/// To the nearest power of two by value, ties up; all below 2^-127, zero included, becomes 2^-127. What
+/// rounds to more than 2^127 becomes NaN, or 2^127 if `saturate` is set. Negative numbers become NaN.
 pub(crate) fn encode_e8m0(x: f64, saturate: bool) -> u8 {
     const NAN: u8 = 255;
-    if x.is_nan() {
+    if x.is_nan() || x < 0.0 {
         return NAN;
-    }
-    if x <= 0.0 {
-        return if saturate { 0 } else { NAN };
     }
     // 1.5 * 2^e is the middle between 2^e and 2^(e+1)
     let up = x.to_bits() & (1 << 51) != 0;
     let e = if x.is_infinite() { 1024 } else { exponent(x) + i32::from(up) };
     match e {
-        128.. if saturate => 254,
-        ..-127 if saturate => 0,
-        -127..=127 => (e + 127) as u8,
+        ..=-127 => 0,
+        -126..=127 => (e + 127) as u8,
+        _ if saturate => 254,
         _ => NAN,
     }
 }
@@ -247,12 +244,13 @@ mod tests {
             (1.0, 127, 127),
             (1.49, 127, 127),
             (1.5, 128, 128),
-            (0.0, 255, 0),
-            (-2.0, 255, 0),
+            (0.0, 0, 0),
+            (-0.0, 0, 0),
+            (-2.0, 255, 255),
             (f64::INFINITY, 255, 254),
             (f64::NAN, 255, 255),
             (1e300, 255, 254),
-            (1e-300, 255, 0),
+            (1e-300, 0, 0),
             (exp2(127), 254, 254),
             (exp2(-127), 0, 0),
         ];

@@ -110,8 +110,8 @@ fn combine_rows<N: Number>(
     }
     // elements that no update touches keep their bits
     for &row in rows {
-        for i in row * inner..(row + 1) * inner {
-            store(acc[i], &mut out.data, i);
+        for (j, &a) in acc[row * inner..(row + 1) * inner].iter().enumerate() {
+            store(a, &mut out.data, row * inner + j);
         }
     }
     Ok(())

@@ -46,9 +46,9 @@ impl<'m> Interp<'m> {
         let cx = Cx::new(&self.module.symbols, self.budget);
         self.bind_inputs(&cx, inputs)?;
         let run = Run { module: self.module, cx };
-        let slots = inputs.iter().map(|t| Slot::Input(t)).collect();
+        let slots = inputs.iter().map(Slot::Input).collect();
         let outputs = run.graph(graph, slots, Some(observe))?;
-        outputs.into_iter().map(|slot| run.into_tensor(slot)).collect()
+        outputs.into_iter().map(|slot| run.take(slot)).collect()
     }
 
     fn bind_inputs(&self, cx: &Cx, inputs: &[Tensor]) -> Result<()> {
@@ -59,7 +59,7 @@ impl<'m> Interp<'m> {
             let value = &module.graph[v];
             let at = |source| {
                 let name = value.name.clone().unwrap_or_default();
-                InterpError::Input { index, name, source }
+                InterpError::Input { index, name, source: Box::new(source) }
             };
             View::of(t).map_err(at)?;
             // one by one first, for a message that names the input
@@ -75,7 +75,7 @@ impl<'m> Interp<'m> {
         cx.unify(&values, "input", &entry).map_err(|source| InterpError::Input {
             index: 0,
             name: "all inputs together".into(),
-            source,
+            source: Box::new(source),
         })
     }
 }
@@ -97,7 +97,7 @@ pub fn eval_op<T: Borrow<Tensor>>(
     let run = Run { module, cx };
     let operands: Vec<Slot> = operands.iter().map(|t| Slot::Input(t.borrow())).collect();
     let results = run.op(op, &operands)?;
-    results.into_iter().map(|slot| run.into_tensor(slot)).collect()
+    results.into_iter().map(|slot| run.take(slot)).collect()
 }
 
 /// A value: one that the run computed, one of the caller's, or a constant where it lies.
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
             },
         }
     }
-    fn into_tensor(&self, slot: Slot<'a>) -> Result<Tensor> {
+    fn take(&self, slot: Slot<'a>) -> Result<Tensor> {
         match slot {
             Slot::Held(held) => Ok(Held::into_tensor(held)),
             Slot::Input(t) => Ok(t.clone()),
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
             node: origin.map_or_else(String::new, |o| o.node.clone()),
             op_type: origin.map_or_else(String::new, |o| o.op_type.clone()),
             prim: op.prim.name(),
-            source,
+            source: Box::new(source),
         }
     }
 
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
                 match &slot {
                     Slot::Held(held) => observe(v, &held.tensor),
                     Slot::Input(t) => observe(v, t),
-                    Slot::Const(_) => observe(v, &self.into_tensor(slot.clone())?),
+                    Slot::Const(_) => observe(v, &self.take(slot.clone())?),
                 }
             }
             match values.get_mut(v.index()) {
