@@ -1,0 +1,130 @@
+//! Evaluates what depends on constants alone, through the reference interpreter and under a budget.
+//! Larger constant expressions stay: they run once, as init kernels.
+
+use super::rewrite::{Rule, Shared, Site, rewrite};
+use crate::error::Result;
+use interp::Budget;
+use ir::prim::Prim;
+use ir::{ConstData, ConstId, ConstSource, DType, Graph, Module, Op, Tensor, ValueId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Bytes of results and operands of one folded op.
+const MAX_BYTES: usize = 256 << 10;
+const BUDGET: Budget = Budget { max_bytes: 4 << 20, max_flops: 1 << 22 };
+
+/// Conditions that become known choose their branch: `if` on a constant is replaced by it elsewhere
+/// (`simplify`).
+pub fn fold_constants(module: &mut Module) -> Result<()> {
+    // eval_op wants a module for its constants and symbols; folding evaluates with operands at hand
+    let shell = Module { symbols: module.symbols.clone(), ..Default::default() };
+    rewrite(module, &mut Fold { shell, scopes: Vec::new() })
+}
+
+struct Fold {
+    shell: Module,
+    /// Values of constants and of foldable views, by nesting of regions.
+    scopes: Vec<HashMap<ValueId, Option<Arc<Tensor>>>>,
+}
+
+impl Fold {
+    /// The value of `v` where it is a constant, or a view of one that costs nothing to keep as a view.
+    fn value(&mut self, cx: &Shared<'_>, graph: &Graph, v: ValueId) -> Option<Arc<Tensor>> {
+        if let Some(known) = self.scopes.last().and_then(|s| s.get(&v)) {
+            return known.clone();
+        }
+        let value = self.compute(cx, graph, v);
+        self.scopes.last_mut()?.insert(v, value.clone());
+        value
+    }
+
+    fn compute(&mut self, cx: &Shared<'_>, graph: &Graph, v: ValueId) -> Option<Arc<Tensor>> {
+        let op = &graph[graph.def_op(v)?];
+        match &op.prim {
+            Prim::Const(id) => {
+                let data = cx.consts.get(id.0 as usize)?;
+                if matches!(data.source, ConstSource::Random { .. })
+                    || bytes(data.dtype, &data.shape)? > MAX_BYTES
+                {
+                    return None;
+                }
+                interp::materialise(data).ok().map(Arc::new)
+            }
+            Prim::Broadcast { .. } | Prim::Iota { .. } => {
+                let result = op.results.first()?;
+                let shape: Option<Vec<usize>> = graph[*result]
+                    .ty
+                    .shape
+                    .iter()
+                    .map(|d| d.as_const().and_then(|n| usize::try_from(n).ok()))
+                    .collect();
+                if bytes(graph[*result].ty.dtype, &shape?)? > MAX_BYTES {
+                    return None;
+                }
+                let operands =
+                    op.operands.iter().map(|&o| self.value(cx, graph, o)).collect::<Option<Vec<_>>>()?;
+                self.eval(op, &operands)?.into_iter().next().map(Arc::new)
+            }
+            _ => None,
+        }
+    }
+
+    fn eval(&self, op: &Op, operands: &[Arc<Tensor>]) -> Option<Vec<Tensor>> {
+        let operands: Vec<&Tensor> = operands.iter().map(|t| &**t).collect();
+        // a run-time error of the op is the program's to report
+        interp::eval_op(&self.shell, op, &operands, &|_| None, BUDGET).ok()
+    }
+}
+
+fn bytes(dtype: DType, shape: &[usize]) -> Option<usize> {
+    ir::tensor::checked_elems(shape)?.checked_mul(dtype.bytes().max(1))
+}
+
+impl Rule for Fold {
+    fn enter(&mut self) {
+        self.scopes.push(HashMap::new());
+    }
+    fn leave(&mut self) {
+        self.scopes.pop();
+    }
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        let op = site.op;
+        let stays = match &op.prim {
+            // views and index patterns are pulled into their users for nothing
+            Prim::Const(_) | Prim::Broadcast { .. } | Prim::Iota { .. } | Prim::RandomBits { .. } => true,
+            Prim::DimValue(d) => d.as_const().is_none(),
+            Prim::Call { .. } | Prim::If { .. } | Prim::Loop { .. } | Prim::Host { .. } => true,
+            p => p.has_effect() || !p.defines().is_empty(),
+        };
+        if stays {
+            return Ok(None);
+        }
+        for t in site.types {
+            let shape: Option<Vec<usize>> =
+                t.shape.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect();
+            let small = shape.and_then(|s| bytes(t.dtype, &s)).is_some_and(|n| n <= MAX_BYTES);
+            if !small || t.dtype == DType::String {
+                return Ok(None);
+            }
+        }
+        let mut operands = Vec::new();
+        for &v in site.operands {
+            match self.value(cx, site.graph, v) {
+                Some(t) => operands.push(t),
+                None => return Ok(None),
+            }
+        }
+        let Some(results) = self.eval(op, &operands) else { return Ok(None) };
+        let mut values = Vec::new();
+        for (t, ty) in results.into_iter().zip(site.types) {
+            let id: ConstId = cx.add_const(ConstData {
+                dtype: t.dtype,
+                shape: t.shape.clone(),
+                source: ConstSource::Bytes(Arc::new(t.data)),
+                name: None,
+            });
+            values.extend(site.push(Prim::Const(id), Vec::new(), vec![ty.clone()]));
+        }
+        Ok(Some(values))
+    }
+}

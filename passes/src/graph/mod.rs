@@ -1,0 +1,17 @@
+//! Passes over graph IR: from the graph as imported to the canonical graph.
+//!
+//! Each pass walks a graph once, in order, and writes a new one ([`rewrite`]); regions are rewritten with
+//! the op that holds them. All are linear in the size of the graph, up to hashing.
+
+mod cse;
+mod dce;
+mod fold;
+mod inline;
+mod rewrite;
+mod simplify;
+
+pub use cse::cse;
+pub use dce::dce;
+pub use fold::fold_constants;
+pub use inline::inline_composites;
+pub use simplify::simplify;

@@ -1,0 +1,113 @@
+//! The walk that all graph passes share.
+
+use crate::error::Result;
+use ir::{ConstData, ConstId, Graph, Module, Op, Origin, Prim, Symbols, TensorType, ValueId};
+
+/// What a rule may read and add to while the graph is taken out of its module.
+pub(crate) struct Shared<'m> {
+    pub consts: &'m mut Vec<ConstData>,
+    pub symbols: &'m Symbols,
+    pub origins: &'m [Origin],
+}
+
+impl Shared<'_> {
+    pub fn add_const(&mut self, data: ConstData) -> ConstId {
+        self.consts.push(data);
+        ConstId(self.consts.len() as u32 - 1)
+    }
+}
+
+/// One op on its way into the new graph: its operands are values of the new graph already.
+pub(crate) struct Site<'a> {
+    pub graph: &'a mut Graph,
+    pub op: &'a Op,
+    pub operands: &'a [ValueId],
+    /// Types of the results, as they were.
+    pub types: &'a [TensorType],
+}
+
+impl Site<'_> {
+    /// Appends an op with the origin of this one; its results.
+    pub fn push(&mut self, prim: Prim, operands: Vec<ValueId>, types: Vec<TensorType>) -> Vec<ValueId> {
+        let id = self.graph.push_op(prim, operands, Vec::new(), types, self.op.origin);
+        self.graph[id].results.clone()
+    }
+    /// The primitive and operands that define `v`, where an op of the new graph does.
+    pub fn def(&self, v: ValueId) -> Option<&Op> {
+        self.graph.def_op(v).map(|op| &self.graph[op])
+    }
+    pub fn ty(&self, v: ValueId) -> &TensorType {
+        &self.graph[v].ty
+    }
+}
+
+/// A pass: for each op either the values that replace its results, or `None` to keep it.
+pub(crate) trait Rule {
+    /// A region begins; `graph` is empty but for its inputs.
+    fn enter(&mut self) {}
+    /// The region that was entered last ends.
+    fn leave(&mut self) {}
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>>;
+    /// The op was kept, with these results.
+    fn kept(&mut self, _graph: &Graph, _results: &[ValueId]) {}
+}
+
+/// Runs a rule over the main graph of a module and all regions in it.
+pub(crate) fn rewrite(module: &mut Module, rule: &mut dyn Rule) -> Result<()> {
+    let graph = std::mem::take(&mut module.graph);
+    let mut cx = Shared { consts: &mut module.consts, symbols: &module.symbols, origins: &module.origins };
+    module.graph = rewrite_graph(&mut cx, &graph, rule)?;
+    Ok(())
+}
+
+fn rewrite_graph(cx: &mut Shared<'_>, old: &Graph, rule: &mut dyn Rule) -> Result<Graph> {
+    rule.enter();
+    let mut new = Graph::new(old.name.clone());
+    let mut map: Vec<Option<ValueId>> = vec![None; old.value_count()];
+    for &v in &old.inputs {
+        map[v.index()] = Some(new.add_input(old[v].name.clone(), old[v].ty.clone()));
+    }
+    copy_ops(cx, old, &mut new, &mut map, rule)?;
+    new.outputs = old.outputs.iter().map(|v| mapped(&map, *v)).collect::<Result<_>>()?;
+    rule.leave();
+    Ok(new)
+}
+
+/// Rewrites the ops of `old` into `new`; `map` gives the new values of those already there.
+pub(crate) fn copy_ops(
+    cx: &mut Shared<'_>,
+    old: &Graph,
+    new: &mut Graph,
+    map: &mut [Option<ValueId>],
+    rule: &mut dyn Rule,
+) -> Result<()> {
+    for (_, op) in old.ops() {
+        let operands = op.operands.iter().map(|v| mapped(map, *v)).collect::<Result<Vec<_>>>()?;
+        let types: Vec<TensorType> = op.results.iter().map(|&v| old[v].ty.clone()).collect();
+        let mut site = Site { graph: new, op, operands: &operands, types: &types };
+        let results = match rule.apply(cx, &mut site)? {
+            Some(results) => results,
+            None => {
+                let regions =
+                    op.regions.iter().map(|r| rewrite_graph(cx, r, rule)).collect::<Result<Vec<_>>>()?;
+                let id = new.push_op(op.prim.clone(), operands, regions, types, op.origin);
+                let results = new[id].results.clone();
+                rule.kept(new, &results);
+                results
+            }
+        };
+        for (&from, &to) in op.results.iter().zip(&results) {
+            if new[to].name.is_none() {
+                new[to].name.clone_from(&old[from].name);
+            }
+            map[from.index()] = Some(to);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn mapped(map: &[Option<ValueId>], v: ValueId) -> Result<ValueId> {
+    map.get(v.index()).copied().flatten().ok_or_else(|| {
+        crate::PassError::internal("rewrite", format!("value %{} is used before its definition", v.0))
+    })
+}
