@@ -1,0 +1,10 @@
+//! Lowering of one scheduled kernel to tile-form loop IR.
+//!
+//! [`access`] makes accesses linear, [`axes`] brings the index space to its normal form, [`nest`] builds
+//! the loops that a schedule names, and `expr` evaluates expressions on tiles inside of them.
+
+pub mod access;
+pub mod axes;
+mod expr;
+pub mod nest;
+pub mod space;

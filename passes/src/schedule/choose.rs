@@ -1,0 +1,470 @@
+//! The default schedule of a kernel, from an analytical model of the target.
+
+use super::analyse::{Access, Analysis, Step, Work};
+use super::tiles::{self, Question};
+use super::{ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
+use ir::kernel::{Access as Use, Axis, Expr, Guard, Kernel, Stmt};
+use ir::prim::{BinaryOp, Combine};
+use ir::target::TargetDesc;
+use ir::{Dim, Monoid, Symbols, Var};
+
+/// A schedule and the sizes that it is for: every guard `0 <= expr < bound` holds.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub guards: Vec<Guard>,
+    pub schedule: Schedule,
+    pub ns_per_iter: f64,
+}
+
+/// What a kernel costs, whatever its schedule.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    pub flops: Dim,
+}
+
+pub fn cost(k: &Kernel, symbols: &Symbols) -> Cost {
+    Cost { flops: Analysis::of(k, symbols).flops() }
+}
+
+/// Nanoseconds of one vector instruction of the model.
+const NS_PER_OP: f64 = 0.3;
+/// Bytes that one core moves in a nanosecond, out of its caches on average.
+const BYTES_PER_NS: f64 = 16.0;
+/// Vector instructions below which an iteration of the parallel loop is not worth its dispatch.
+const MIN_WORK: f64 = 2000.0;
+
+/// Schedules of a kernel in normal form, most special first; the last has no guard.
+pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choice> {
+    let a = Analysis::of(k, symbols);
+    let chooser = Chooser::new(&a, target);
+    let Some(rows) = chooser.rows else { return vec![chooser.choice(None, Vec::new())] };
+    let extent = a.extent(rows.axis);
+    let least = extent.bounds(&a.facts).0;
+    let mut choices = Vec::new();
+    // a tile may not be longer than its axis: shorter ones for short axes whose length is not known
+    for size in [rows.size, rows.size.min(4), 1] {
+        let tile = RowTile { size, overlap: !extent.divisible_by(size.into(), &a.facts), ..rows };
+        let fits = i64::from(size) <= least || size == 1;
+        let guard = Guard { expr: &extent - Dim::from(i64::from(size)), bound: Dim::from(Dim::LIMIT) };
+        choices.push(chooser.choice(Some(tile), if fits { Vec::new() } else { vec![guard] }));
+        if fits {
+            break;
+        }
+    }
+    choices.dedup_by(|b, a| a.schedule == b.schedule);
+    choices
+}
+
+struct Chooser<'a> {
+    a: &'a Analysis<'a>,
+    target: &'a TargetDesc,
+    lanes: u32,
+    /// Axes of the domain that may run in any order.
+    free: Vec<Var>,
+    /// Column axis of the domain, panel.
+    col: Option<(Var, Option<i64>)>,
+    col_size: u32,
+    rows: Option<RowTile>,
+    contraction: bool,
+    scalar: Option<String>,
+}
+
+/// An axis as the lanes of a statement: estimated cost in scalar operations.
+struct Lanes {
+    cost: f64,
+    /// Column axes of the statements, where the domain has none.
+    inner: Vec<Option<Var>>,
+}
+
+impl<'a> Chooser<'a> {
+    fn new(a: &'a Analysis<'a>, target: &'a TargetDesc) -> Chooser<'a> {
+        let lanes = target.lanes(a.compute_bytes());
+        let free = a.free_axes();
+        let mut c = Chooser {
+            a,
+            target,
+            lanes,
+            free,
+            col: None,
+            col_size: 1,
+            rows: None,
+            contraction: false,
+            scalar: None,
+        };
+        c.choose_columns();
+        c.choose_tile();
+        c
+    }
+
+    // ---- which axis lies in lanes ---------------------------------------------------------------
+
+    fn choose_columns(&mut self) {
+        let inner = self.inner_lanes();
+        let mut best = inner.cost;
+        for axis in self.a.k.domain.iter().filter(|x| self.free.contains(&x.var)) {
+            let panel = self.a.panel(axis.var);
+            let cost = self.domain_lanes(axis, panel);
+            // later axes are usually the contiguous ones: they win ties
+            if cost <= best {
+                best = cost;
+                self.col = Some((axis.var, panel));
+            }
+        }
+        let none = self.col.is_none() && inner.inner.iter().all(Option::is_none);
+        if none {
+            self.scalar = Some(match (self.a.k.domain.is_empty(), self.free.is_empty()) {
+                (false, true) => "the order of stores matters along every axis".into(),
+                (true, _) if self.a.works.iter().all(|w| w.axes.is_empty()) => "a single point".into(),
+                _ => "no axis along which memory is contiguous".into(),
+            });
+        }
+    }
+
+    /// Cost of one element of an access along an axis in lanes, in scalar operations.
+    fn access_cost(&self, x: &Access, v: Var, panel: Option<i64>, vector: f64) -> f64 {
+        if x.guard_vars.contains(&v) {
+            return vector * 4.0;
+        }
+        match self.a.step(&x.offset, v, panel) {
+            Step::Zero | Step::One => vector,
+            // gathers touch one element at a time
+            _ if x.store => 2.0,
+            _ => 1.0,
+        }
+    }
+
+    /// Cost per element of vector code along an axis: the idle lanes of the last vector count.
+    fn vector_cost(&self, extent: &Dim) -> f64 {
+        let (n, l) = (self.a.estimate(extent).max(1.0), f64::from(self.lanes));
+        (n / l).ceil() / n
+    }
+
+    fn domain_lanes(&self, axis: &Axis, panel: Option<i64>) -> f64 {
+        let vector = self.vector_cost(&axis.extent);
+        let work = |w: &Work| {
+            let accesses: f64 =
+                w.accesses.iter().map(|x| self.access_cost(x, axis.var, panel, vector)).sum();
+            self.a.points(w) * (accesses + w.ops * vector)
+        };
+        self.a.works.iter().map(work).sum()
+    }
+
+    fn inner_lanes(&self) -> Lanes {
+        let mut total = Lanes { cost: 0.0, inner: Vec::new() };
+        for w in &self.a.works {
+            let scalar = w.accesses.len() as f64 + w.ops;
+            let mut best = (scalar, None);
+            for axis in &w.axes {
+                let vector = self.vector_cost(&axis.extent);
+                let accesses: f64 =
+                    w.accesses.iter().map(|x| self.access_cost(x, axis.var, None, vector)).sum();
+                // the lanes of a reduction meet at its end
+                let n = self.a.points(w) / self.a.domain_points().max(1.0);
+                let ends = if w.reduce { 8.0 / n.max(1.0) } else { 0.0 };
+                let cost = accesses + w.ops * vector + ends;
+                if cost <= best.0 {
+                    best = (cost, Some(axis.var));
+                }
+            }
+            total.cost += self.a.points(w) * best.0;
+            if w.inner {
+                total.inner.push(best.1);
+            }
+        }
+        total
+    }
+
+    // ---- the tile -------------------------------------------------------------------------------
+
+    fn choose_tile(&mut self) {
+        let Some((col, panel)) = self.col else { return };
+        let extent = self.a.extent(col);
+        let reductions: Vec<&Work> = self.a.works.iter().filter(|w| w.reduce).collect();
+        if reductions.is_empty() {
+            let n = extent.as_const().unwrap_or(i64::MAX);
+            let ops: f64 = self.a.works.iter().map(|w| w.ops).sum();
+            let vectors = if ops > 12.0 { 2 } else { 4 };
+            let cap = (n.max(1) as u64).div_ceil(u64::from(self.lanes)).min(vectors) as u32;
+            self.col_size = panel.map_or(cap * self.lanes, |p| p as u32);
+            return;
+        }
+        let overlap = self.idempotent();
+        let mut question = Question {
+            rows: Some(1),
+            cols: extent.as_const(),
+            panel,
+            row_bytes: None,
+            lanes: self.lanes,
+            contraction: false,
+            overlap,
+            extra: 0,
+        };
+        let (tile, score) = tiles::best(&question, self.target);
+        self.col_size = tile.cols;
+        let mut best = (score * 0.5, 0.0, None, false, tile);
+        for axis in self.a.k.domain.iter().filter(|x| x.var != col && self.free.contains(&x.var)) {
+            let Some((contraction, row_bytes)) = self.row_candidate(axis.var, col, &reductions) else {
+                continue;
+            };
+            question.rows = axis.extent.as_const();
+            question.contraction = contraction;
+            question.row_bytes = row_bytes;
+            question.extra = if contraction && self.product_of_reads() { 0 } else { 2 };
+            let (tile, score) = tiles::best(&question, self.target);
+            // at equal merit the axis with the nearer rows
+            let near = -row_bytes.map_or(f64::MAX, |b| b as f64);
+            if tile.rows > 1 && (score, near) > (best.0, best.1) {
+                best = (score, near, Some(axis.var), contraction, tile);
+            }
+        }
+        let (_, _, axis, contraction, tile) = best;
+        self.contraction = contraction;
+        self.col_size = tile.cols;
+        self.rows = axis.map(|axis| {
+            let whole = self.a.extent(axis).divisible_by(tile.rows.into(), &self.a.facts);
+            RowTile { axis, size: tile.rows, overlap: !whole }
+        });
+    }
+
+    /// Whether rows along `v` share the reads of some reduction: is it a contraction, and the bytes
+    /// between rows of its row operand.
+    fn row_candidate(&self, v: Var, col: Var, reductions: &[&Work]) -> Option<(bool, Option<i64>)> {
+        let panel = self.col.and_then(|c| c.1);
+        let irregular =
+            |x: &Access| self.a.step(&x.offset, v, None) == Step::Irregular || x.guard_vars.contains(&v);
+        if self.a.works.iter().flat_map(|w| &w.accesses).any(|x| x.store && irregular(x)) {
+            return None;
+        }
+        let mut shared = false;
+        let mut contraction = false;
+        let mut bytes = None;
+        for w in reductions {
+            let row_free = |x: &&Access| self.a.step(&x.offset, v, None) == Step::Zero;
+            let col_free = |x: &&Access| self.a.step(&x.offset, col, panel) == Step::Zero;
+            let reads: Vec<&Access> = w.accesses.iter().collect();
+            if reads.iter().any(|x| self.a.step(&x.offset, v, None) == Step::Irregular) {
+                return None;
+            }
+            shared |= reads.iter().any(row_free) || reads.iter().any(|x| !x.guard_vars.contains(&v));
+            let row_operand: Vec<&&Access> = reads.iter().filter(|x| !row_free(x) && col_free(x)).collect();
+            let col_operand = reads.iter().any(|x| row_free(&x) && !col_free(&x));
+            if !row_operand.is_empty() && col_operand && reads.iter().all(|x| row_free(&x) || col_free(&x)) {
+                contraction = true;
+            }
+            for x in reads.iter().filter(|x| !row_free(x)) {
+                let elem = self.a.k.buffers[x.buf.0 as usize].dtype.bytes() as i64;
+                bytes = bytes.or(match self.a.step(&x.offset, v, None) {
+                    Step::One => Some(elem),
+                    Step::By(d) => d.as_const().map(|c| c.saturating_mul(elem).abs()),
+                    _ => None,
+                });
+            }
+        }
+        shared.then_some((contraction, bytes))
+    }
+
+    /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.
+    fn product_of_reads(&self) -> bool {
+        let k = self.a.k;
+        k.stmts.iter().all(|s| match s {
+            Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
+                Expr::Binary(BinaryOp::Mul, x, y) => {
+                    [x, y].iter().all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty()))
+                }
+                _ => false,
+            },
+            Stmt::Reduce { .. } => false,
+            _ => true,
+        })
+    }
+
+    /// True where a point may be computed twice: it only sets, and reads nothing that the kernel writes.
+    fn idempotent(&self) -> bool {
+        let sets = self.a.k.stmts.iter().all(|s| match s {
+            Stmt::Store { combine, .. } => *combine == Combine::Set,
+            Stmt::Ordered { .. } => false,
+            _ => true,
+        });
+        sets && self.a.k.buffers.iter().all(|b| b.access != Use::ReadWrite)
+    }
+
+    // ---- loops ----------------------------------------------------------------------------------
+
+    fn choice(&self, rows: Option<RowTile>, guards: Vec<Guard>) -> Choice {
+        let cols = self.col.map(|(axis, panel)| self.col_tile(axis, panel));
+        let mut schedule = Schedule {
+            loops: Vec::new(),
+            rows: rows.filter(|r| r.size > 1),
+            cols,
+            inner: self.inner_specs(),
+            scalar: self.scalar.clone(),
+        };
+        let order = self.loop_order(rows.map(|r| r.axis));
+        let trip = self.bind_loops(&order, &mut schedule);
+        let ns_per_iter = self.nanoseconds() / trip.max(1.0);
+        Choice { guards, schedule, ns_per_iter }
+    }
+
+    fn col_tile(&self, axis: Var, panel: Option<i64>) -> ColTile {
+        let size = self.col_size;
+        let extent = self.a.extent(axis);
+        let short = extent.bounds(&self.a.facts).1 < i64::from(size);
+        let edge = if extent.divisible_by(size.into(), &self.a.facts) {
+            Edge::Exact
+        } else if short || self.target.has_masks && self.contraction {
+            Edge::Mask
+        } else {
+            Edge::Peel
+        };
+        let tail = match edge {
+            // offsets in panels are regular for whole tiles only
+            Edge::Peel if panel.is_none() && !self.contraction => self.lanes.min(size),
+            _ => size,
+        };
+        ColTile { axis, size, edge, tail, panel: panel.is_some() }
+    }
+
+    fn inner_specs(&self) -> Vec<InnerSpec> {
+        let lanes = if self.col.is_none() { self.inner_lanes().inner } else { Vec::new() };
+        let works = self.a.works.iter().filter(|w| w.inner);
+        works
+            .enumerate()
+            .map(|(i, w)| {
+                let cols = lanes.get(i).copied().flatten();
+                let mut order: Vec<(f64, Var)> =
+                    w.axes.iter().map(|x| (self.stride_key(w, x.var), x.var)).collect();
+                // the smallest steps innermost
+                order.sort_by(|a, b| b.0.total_cmp(&a.0));
+                let mut order: Vec<Var> = order.into_iter().map(|o| o.1).collect();
+                let mut spec = InnerSpec::default();
+                if let Some(v) = cols {
+                    order.retain(|x| *x != v);
+                    order.push(v);
+                    let n = self.a.extent(v).as_const().unwrap_or(i64::MAX).max(1) as u64;
+                    let vectors = if w.ops > 12.0 { 2 } else { 4 };
+                    let vectors = n.div_ceil(u64::from(self.lanes)).min(vectors) as u32;
+                    spec.cols = Some((v, vectors * self.lanes));
+                    spec.tail = self.lanes;
+                }
+                let window: f64 = w.axes.iter().map(|x| self.a.estimate(&x.extent)).product();
+                let guarded = w.accesses.iter().any(|x| x.guarded);
+                if w.reduce && !self.contraction && self.rows.is_some() && window <= 9.0 && !guarded {
+                    // neighbouring windows overlap: unrolled, they share their loads
+                    spec.unroll = 5;
+                }
+                spec.order = order;
+                spec
+            })
+            .collect()
+    }
+
+    /// How far accesses move along `v`, estimated.
+    fn stride_key(&self, w: &Work, v: Var) -> f64 {
+        let panel = self.col.filter(|c| c.0 == v).and_then(|c| c.1);
+        w.accesses
+            .iter()
+            .map(|x| match self.a.step(&x.offset, v, panel) {
+                Step::Zero => 0.0,
+                Step::One => 1.0,
+                Step::By(d) => self.a.estimate(&d).max(self.a.estimate(&(Dim::from(0) - d))),
+                Step::Irregular => 1e9,
+            })
+            .sum()
+    }
+
+    /// Axes of the domain, outermost loop first.
+    fn loop_order(&self, rows: Option<Var>) -> Vec<Var> {
+        let domain: Vec<Var> = self.a.k.domain.iter().map(|x| x.var).collect();
+        let (free, bound): (Vec<Var>, Vec<Var>) = domain.into_iter().partition(|v| self.free.contains(v));
+        let store = self.a.works.iter().find(|w| w.accesses.iter().any(|x| x.store));
+        let far = |v: Var| store.map_or(0.0, |w| self.stride_key(w, v));
+        let mut order = free;
+        order.sort_by(|a, b| far(*b).total_cmp(&far(*a)));
+        if self.contraction
+            && let Some((col, panel)) = self.col
+        {
+            // what the column operand depends on comes first: its panel then stays in the cache
+            let outer = |v: &Var| {
+                self.a.works.iter().filter(|w| w.reduce).flat_map(|w| &w.accesses).any(|x| {
+                    self.a.step(&x.offset, col, panel) != Step::Zero && x.offset.uses_var(*v)
+                })
+            };
+            let (mut first, last): (Vec<Var>, Vec<Var>) = order.into_iter().partition(|v| outer(v));
+            first.retain(|v| *v != col);
+            first.push(col);
+            first.extend(last.into_iter().filter(|v| *v != col && Some(*v) != rows));
+            first.extend(rows);
+            order = first;
+        }
+        // loops whose order shows run inside, one after another, as the kernel lists them
+        order.extend(bound);
+        order
+    }
+
+    /// Vector instructions of the whole kernel, estimated.
+    fn work(&self) -> f64 {
+        let lanes = if self.scalar.is_some() { 1.0 } else { f64::from(self.lanes) };
+        let one = |w: &Work| {
+            let ordered: f64 = w.ordered.iter().map(|x| self.a.estimate(&x.extent)).product();
+            let loads = if self.contraction && w.reduce { 0.2 } else { w.accesses.len() as f64 };
+            self.a.points(w) * ordered * (w.ops + loads) / lanes
+        };
+        self.a.works.iter().map(one).sum()
+    }
+
+    fn nanoseconds(&self) -> f64 {
+        let elems = |b: &ir::kernel::Buffer| b.shape.first().map_or(1.0, |d| self.a.estimate(d));
+        let bytes: f64 = self.a.k.buffers.iter().map(|b| elems(b) * b.dtype.bytes() as f64).sum();
+        (self.work() * NS_PER_OP).max(bytes / BYTES_PER_NS)
+    }
+
+    /// Makes loops of the axes: outer ones parallel until there is enough to share out, with enough work
+    /// in each iteration. Answers the estimated number of iterations.
+    fn bind_loops(&self, order: &[Var], s: &mut Schedule) -> f64 {
+        let target = 8.0 * self.target.threads.max(1) as f64;
+        let work = self.work();
+        let mut trip = 1.0;
+        let mut serial = Vec::new();
+        let mut open = true;
+        for v in order {
+            let step = match (s.rows, s.cols) {
+                (Some(r), _) if r.axis == *v => r.size,
+                (_, Some(c)) if c.axis == *v => c.size,
+                _ => 1,
+            };
+            let tile = LoopSpec { axis: *v, step, parallel: false };
+            open &= self.free.contains(v) && trip < target;
+            if !open {
+                serial.push(tile);
+                continue;
+            }
+            let tiles = (self.a.estimate(&self.a.extent(*v)) / f64::from(step)).ceil().max(1.0);
+            let each = work / (trip * tiles);
+            let fixed = self.a.extent(*v).as_const().is_some();
+            if each >= MIN_WORK || fixed && trip * tiles <= 4.0 * target && each * 8.0 >= MIN_WORK {
+                let many = trip * tiles > 16.0 * target && fixed;
+                if !many {
+                    s.loops.push(LoopSpec { parallel: true, ..tile });
+                    trip *= tiles;
+                    continue;
+                }
+            }
+            // chunks: enough of them, and each with enough to do
+            let enough = (MIN_WORK / each.max(1e-9)).ceil();
+            let few = if fixed { (trip * tiles / (4.0 * target)).ceil() } else { 1.0 };
+            let chunk = enough.max(few).clamp(1.0, f64::from(1 << 20) / f64::from(step)).floor().max(1.0);
+            if fixed && chunk >= tiles {
+                serial.push(tile);
+                continue;
+            }
+            let chunk_step = (chunk as u32).max(1).saturating_mul(step);
+            s.loops.push(LoopSpec { axis: *v, step: chunk_step, parallel: true });
+            if chunk_step > step {
+                serial.push(tile);
+            }
+            trip *= (tiles / chunk).ceil();
+        }
+        s.loops.extend(serial);
+        trip
+    }
+}

@@ -1,0 +1,112 @@
+//! Schedules: in which order, with which tiles, a kernel is computed.
+//!
+//! A schedule is data. [`choose`] makes one from a kernel in normal form and a target, [`text`] prints and
+//! parses it, [`crate::lower::nest`] executes it. Nothing in a schedule changes what a kernel means.
+
+mod analyse;
+pub mod choose;
+pub mod text;
+mod tiles;
+
+use crate::error::Result;
+use crate::lower::{access, axes, nest, space::VarFacts};
+use ir::host::{LoweredKernel, Variant};
+use ir::kernel::Kernel;
+use ir::target::TargetDesc;
+use ir::{Symbols, Var};
+
+/// What happens at the end of an axis that is no multiple of its column tile.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Edge {
+    /// It is one.
+    Exact,
+    /// One version of the code; every tile counts its valid columns.
+    Mask,
+    /// Whole tiles without masks, then masked ones.
+    Peel,
+}
+
+/// One loop over the domain. The innermost loop of an axis steps by its tile; loops before it cut chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LoopSpec {
+    pub axis: Var,
+    pub step: u32,
+    /// Parallel loops come first; together they are the one parallel loop of the function.
+    pub parallel: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RowTile {
+    pub axis: Var,
+    pub size: u32,
+    /// The last tile begins early and repeats rows: stores must be idempotent, the extent at least `size`.
+    pub overlap: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ColTile {
+    pub axis: Var,
+    pub size: u32,
+    pub edge: Edge,
+    /// Columns of a masked tile of a peeled loop.
+    pub tail: u32,
+    /// Tiles begin at multiples of `size`, which divisions in a packed operand's offset rely on.
+    pub panel: bool,
+}
+
+/// The loops inside a Reduce, or a Store with axes of its own.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct InnerSpec {
+    /// Outermost first.
+    pub order: Vec<Var>,
+    /// The axis that lies in vector lanes, where no axis of the domain does, and its columns.
+    pub cols: Option<(Var, u32)>,
+    /// Columns of a masked tile of a store.
+    pub tail: u32,
+    /// Loops of at most so many iterations are unrolled.
+    pub unroll: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Schedule {
+    /// Outermost first.
+    pub loops: Vec<LoopSpec>,
+    pub rows: Option<RowTile>,
+    pub cols: Option<ColTile>,
+    /// By Reduce and Store-with-axes, in order of occurrence.
+    pub inner: Vec<InnerSpec>,
+    /// Why nothing is vectorised, where nothing is.
+    pub scalar: Option<String>,
+}
+
+/// The kernel as schedules and [`nest::lower`] take it: linear accesses, normal-form axes.
+///
+/// # Errors
+/// Where the kernel is malformed.
+pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
+    let kernel = axes::expand_arg_reduce(kernel);
+    let facts = VarFacts::of(&kernel, symbols);
+    let linear = access::linearise(&kernel, &facts)?;
+    Ok(axes::normalise(&linear, symbols))
+}
+
+/// Turns one kernel, whose buffers have their layouts, into loop IR for `target`: one function for each
+/// range of sizes that deserves its own schedule.
+///
+/// An output may share memory with an input only where the kernel has no reduction and every read of
+/// that input has the index of the store: other schedules may compute rows twice.
+///
+/// # Errors
+/// Where the kernel is malformed, or of a kind that has no lowering.
+pub fn lower_kernel(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<LoweredKernel> {
+    let normal = normal_form(kernel, symbols)?;
+    let mut variants = Vec::new();
+    let mut scalar_reason = None;
+    let cost = choose::cost(&normal, symbols);
+    for choice in choose::variants(&normal, symbols, target) {
+        let func = nest::lower(&normal, symbols, &choice.schedule, choice.ns_per_iter)?;
+        scalar_reason = scalar_reason.or_else(|| choice.schedule.scalar.clone());
+        variants.push(Variant { guards: choice.guards, schedule: choice.schedule.text(&normal), func });
+    }
+    Ok(LoweredKernel { kernel: kernel.clone(), variants, scalar_reason, flops: cost.flops })
+}
