@@ -17,7 +17,8 @@ const BUDGET: Budget = Budget { max_bytes: 4 << 20, max_flops: 1 << 22 };
 /// (`simplify`).
 pub fn fold_constants(module: &mut Module) -> Result<()> {
     // eval_op wants a module for its constants and symbols; folding evaluates with operands at hand
-    let shell = Module { symbols: module.symbols.clone(), ..Default::default() };
+    let mut shell = Module::default();
+    shell.symbols.clone_from(&module.symbols);
     rewrite(module, &mut Fold { shell, scopes: Vec::new() })
 }
 

@@ -1,13 +1,11 @@
 //! The walk that all graph passes share.
 
 use crate::error::Result;
-use ir::{ConstData, ConstId, Graph, Module, Op, Origin, Prim, Symbols, TensorType, ValueId};
+use ir::{ConstData, ConstId, Graph, Module, Op, Prim, TensorType, ValueId};
 
 /// What a rule may read and add to while the graph is taken out of its module.
 pub(crate) struct Shared<'m> {
     pub consts: &'m mut Vec<ConstData>,
-    pub symbols: &'m Symbols,
-    pub origins: &'m [Origin],
 }
 
 impl Shared<'_> {
@@ -55,7 +53,7 @@ pub(crate) trait Rule {
 /// Runs a rule over the main graph of a module and all regions in it.
 pub(crate) fn rewrite(module: &mut Module, rule: &mut dyn Rule) -> Result<()> {
     let graph = std::mem::take(&mut module.graph);
-    let mut cx = Shared { consts: &mut module.consts, symbols: &module.symbols, origins: &module.origins };
+    let mut cx = Shared { consts: &mut module.consts };
     module.graph = rewrite_graph(&mut cx, &graph, rule)?;
     Ok(())
 }
