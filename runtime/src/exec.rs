@@ -50,7 +50,8 @@ pub(crate) struct State {
     /// Offsets of placed arena buffers (the arena may move when it grows).
     offsets: Vec<Option<usize>>,
     pub(crate) arena: Region,
-    outputs: Vec<Region>,
+    /// Memory of own and output buffers, by buffer.
+    own: Vec<Region>,
     staged: Vec<Region>,
     scratch: Region,
     args: Vec<*mut u8>,
@@ -69,7 +70,7 @@ impl State {
             lens: vec![0; p.buffers.len()],
             offsets: vec![None; p.buffers.len()],
             arena: Region::empty(),
-            outputs: p.outputs.iter().map(|_| Region::empty()).collect(),
+            own: p.buffers.iter().map(|_| Region::empty()).collect(),
             staged: p.inputs.iter().map(|_| Region::empty()).collect(),
             scratch: Region::empty(),
             args: vec![std::ptr::null_mut(); model.max_args],
@@ -285,22 +286,7 @@ impl<'m> Executor<'m> {
                 }
                 self.state.syms[*count as usize] = i;
             }
-            Step::Append { from, to, index } => {
-                let len = self.state.lens[*from];
-                let at = self.state.syms[*index as usize];
-                let offset = usize::try_from(at).ok().and_then(|i| i.checked_mul(len));
-                let fits = offset.and_then(|o| o.checked_add(len)).is_some_and(|e| e <= self.state.lens[*to]);
-                let (Some(offset), true) = (offset, fits) else {
-                    return Err(RunError::Program("scan output beyond its buffer".into()));
-                };
-                if len > 0 {
-                    let (from, to) = (self.state.ptrs[*from], self.state.ptrs[*to]);
-                    self.placed(from)?;
-                    self.placed(to)?;
-                    // SAFETY: offset + len lies within `to`, checked above; distinct buffers.
-                    unsafe { to.add(offset).copy_from(from, len) };
-                }
-            }
+            Step::Append { from, to, index } => self.append(*from, *to, *index)?,
             Step::Host { func, args, results, defines, origin } => {
                 let began = Instant::now();
                 let out = host_fns::call(*func, &HostArgs { ex: self, args })?;
@@ -322,6 +308,29 @@ impl<'m> Executor<'m> {
                 self.state.host_nanos += nanos;
             }
         }
+        Ok(())
+    }
+
+    /// Copies `from` behind what the own buffer `to` holds: it grows and keeps its contents.
+    fn append(&mut self, from: usize, to: usize, index: u32) -> Result<()> {
+        let len = self.state.lens[from];
+        let at = self.state.syms[index as usize];
+        let end = usize::try_from(at).ok().and_then(|i| i.checked_mul(len)?.checked_add(len));
+        let end = end.filter(|&e| e as u64 <= self.model.limits.arena_bytes).ok_or_else(|| RunError::Limit {
+            what: self.model.program.buffers[to].name.clone(),
+            needed: u64::MAX,
+            limit: self.model.limits.arena_bytes,
+        })?;
+        if len == 0 {
+            return Ok(());
+        }
+        let needed = if end + ALIGN > self.state.own[to].len() { (end + ALIGN).max(2 * end) } else { 0 };
+        self.state.own[to].grow(needed)?;
+        self.state.ptrs[to] = self.state.own[to].as_ptr();
+        self.state.lens[to] = end;
+        self.placed(self.state.ptrs[from])?;
+        // SAFETY: the own buffer was grown to `end` bytes; `from` lies elsewhere.
+        unsafe { self.state.ptrs[to].add(end - len).copy_from(self.state.ptrs[from], len) };
         Ok(())
     }
 
@@ -478,9 +487,9 @@ impl<'m> Executor<'m> {
                 self.state.offsets[b] = Some(offset as usize);
                 self.state.ptrs[b] = self.state.arena.as_ptr().wrapping_add(offset as usize);
             }
-            Place::Output(i) => {
-                self.state.outputs[*i].grow(len + ALIGN)?;
-                self.state.ptrs[b] = self.state.outputs[*i].as_ptr();
+            Place::Output(_) | Place::Own => {
+                self.state.own[b].grow(len + ALIGN)?;
+                self.state.ptrs[b] = self.state.own[b].as_ptr();
             }
             Place::Const(_) | Place::Init | Place::Input(_) | Place::Alias(_) => {}
         }

@@ -56,6 +56,8 @@ pub enum Place {
     Init,
     Input(usize),
     Output(usize),
+    /// Memory of its own that grows as needed: scan outputs, results of host functions.
+    Own,
     Arena { offset: SizeExpr },
     Alias(usize),
 }
