@@ -9,6 +9,12 @@ pub enum CodegenError {
     /// The host is none that the backend can generate code for.
     #[error("backend `{backend}`: {message}")]
     Host { backend: &'static str, message: String },
+    /// The model asks for more than the program format can hold.
+    #[error("limit exceeded: {0}")]
+    Limit(String),
+    /// A bug of an earlier stage.
+    #[error("internal error: {0}")]
+    Internal(String),
     #[error("function `{func}`: {fault}")]
     Func { func: String, fault: Fault },
 }
