@@ -1,6 +1,7 @@
 //! Options of an import.
 
 pub use crate::onnx::tensor::MissingWeights;
+use ir::Tensor;
 use std::collections::BTreeMap;
 
 /// What an input holds where its type alone does not say it.
@@ -23,6 +24,9 @@ pub struct ImportOptions {
     pub dims: BTreeMap<String, i64>,
     /// Structure of inputs that are sequences or optionals, by name.
     pub structures: BTreeMap<String, Structure>,
+    /// Inputs whose value is fixed at compile time, where the structure of the graph depends on it. They remain
+    /// inputs; whoever runs the program passes the same values.
+    pub constants: BTreeMap<String, Tensor>,
     /// Initialisers that are also listed as inputs are inputs, and not constants.
     pub initializers_are_inputs: bool,
     pub missing_weights: MissingWeights,
@@ -41,6 +45,7 @@ impl Default for ImportOptions {
         ImportOptions {
             dims: BTreeMap::new(),
             structures: BTreeMap::new(),
+            constants: BTreeMap::new(),
             initializers_are_inputs: false,
             missing_weights: MissingWeights::Error,
             allow_hard_links: false,

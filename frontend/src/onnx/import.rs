@@ -9,7 +9,7 @@ use crate::options::{ImportOptions, Structure};
 use crate::{Imported, Port};
 use ir::build::{Builder, V};
 use ir::graph::Origin;
-use ir::{DType, Dim};
+use ir::{DType, Dim, Tensor};
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto,
@@ -193,7 +193,10 @@ impl<'m> Importer<'m> {
                             .hint("export the model with input shapes; dimensions may be symbolic, the rank may not")));
                     }
                 };
-                let v = b.input(name, dtype, shape);
+                let v = match self.opts.constants.get(name) {
+                    Some(t) => fixed_input(b, name, dtype, shape, t).map_err(at)?,
+                    None => b.input(name, dtype, shape),
+                };
                 Ok((Val::Tensor(v), Port::tensor(name)))
             }
             (Some(type_proto::Value::SequenceType(s)), Some(Structure::Sequence(items))) => {
@@ -598,6 +601,24 @@ impl<'m> Importer<'m> {
 
 fn fresh_dims(b: &mut Builder, name: &str, rank: usize) -> Vec<Dim> {
     (0..rank).map(|i| fresh_dim(b, name, i)).collect()
+}
+
+/// An input with a known value: the input stays, its users see a constant.
+fn fixed_input(
+    b: &mut Builder,
+    name: &str,
+    dtype: DType,
+    shape: Vec<Dim>,
+    value: &Tensor,
+) -> Result<V, Diagnostic> {
+    if value.dtype != dtype || value.shape.len() != shape.len() {
+        return Err(Diagnostic::invalid(
+            Code::Type,
+            format!("the fixed value is {value:?}, the input {dtype} of rank {}", shape.len()),
+        ));
+    }
+    b.input(name, dtype, shape);
+    b.constant(value.clone()).map_err(|e| Diagnostic::invalid(Code::Type, e.to_string()))
 }
 
 /// A symbol for dim `i` of the input `name`, which the model does not name.

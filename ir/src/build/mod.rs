@@ -237,7 +237,9 @@ impl Builder {
         for (i, e) in elems.iter_mut().enumerate().filter(|(_, e)| e.is_none()) {
             let one = self.slice_axis(flat, 0, &Dim::from(i), &Dim::from(1))?;
             let one = self.reshape(one, &[])?;
-            let sym = self.value_symbol("v", lo, hi, hint);
+            // a bound element need not be a size: -1 and counts from the end are elements too
+            let info = SymInfo { name: "v".into(), kind: SymKind::Value, lo, hi, divisor: 1, hint: hint.clamp(lo, hi.max(lo)) };
+            let sym = self.module.symbols.add(info);
             self.op(Prim::BindDim(sym), &[one])?;
             *e = Some(Elem::int(sym));
         }

@@ -306,6 +306,12 @@ fn cast_to(cx: &mut NodeCx, x: V, to: DType) -> OpResult {
         let mode = cx.string("round_mode", "up")?;
         return Ok(super::narrow::to_e8m0(cx, x, mode)?.into());
     }
+    let tiny = matches!(to, DType::I4 | DType::U4 | DType::I2 | DType::U2);
+    if tiny && from.is_float() {
+        // out of range the low bits stay, as from a wider integer
+        let wide = cx.b.convert(x, DType::I32)?;
+        return Ok(cx.b.convert(wide, to)?.into());
+    }
     let mode = if saturate { ConvertMode::Saturate } else { ConvertMode::Plain };
     Ok(cx.b.convert_with(x, to, mode)?.into())
 }
@@ -332,7 +338,15 @@ fn bit_cast(cx: &mut NodeCx) -> OpResult {
     let x = cx.input(0)?;
     let to =
         cx.dtype_attr("to")?.ok_or_else(|| OpError::invalid(Code::Attribute, "attribute to is missing"))?;
-    if cx.dtype(x).bits() != to.bits() {
+    let from = cx.dtype(x);
+    // a bool is stored as a byte of 0 or 1
+    if from == DType::Bool && to.bits() == 8 && to.is_int() {
+        return Ok(cx.b.convert(x, to)?.into());
+    }
+    if from == to {
+        return Ok(x.into());
+    }
+    if from.bits() != to.bits() {
         return Err(OpError::unsupported(Code::Type, format!("bits of {} as {to}", cx.dtype(x))));
     }
     Ok(cx.b.bitcast(x, to)?.into())

@@ -273,7 +273,12 @@ fn space_to_depth(cx: &mut NodeCx) -> OpResult {
     let h = quotient(cx, &[h], std::slice::from_ref(&b))?;
     let w = quotient(cx, &[w], std::slice::from_ref(&b))?;
     let v = cx.b.reshape(x, &[n.clone(), c.clone(), h.clone(), b.clone(), w.clone(), b.clone()])?;
-    let v = cx.b.transpose(v, &[0, 3, 5, 1, 2, 4])?;
+    let perm = match cx.string("mode", "DCR")? {
+        "DCR" => [0, 3, 5, 1, 2, 4],
+        "CRD" => [0, 1, 3, 5, 2, 4],
+        m => return Err(OpError::invalid(Code::Attribute, format!("mode {m:?}"))),
+    };
+    let v = cx.b.transpose(v, &perm)?;
     Ok(cx.b.reshape(v, &[n, c * &b * &b, h, w])?.into())
 }
 

@@ -1,0 +1,182 @@
+//! Runs conformance cases through the importer and the reference interpreter: what is wrong here is
+//! wrong before any compiler is involved.
+//!
+//!     cargo run -p kernelsmith-frontend --example suite_interp -- DIR [FILTER] [--failures] [--models]
+//!
+//! DIR holds case directories at any depth; FILTER is a part of their path. With `--models`, every
+//! `.onnx` file is imported and nothing is run.
+
+use kernelsmith_frontend as frontend;
+
+use frontend::cases::{self, Case, CaseValue, DataSet};
+use frontend::{Code, Diagnostic, ImportOptions, Imported, Kind, Port, PortKind, Structure};
+use interp::Interp;
+use ir::Tensor;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn find(dir: &Path, file: &dyn Fn(&Path) -> bool, out: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut entries: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    entries.sort();
+    for e in entries {
+        if file(&e) {
+            out.push(e);
+        } else if e.is_dir() {
+            find(&e, file, out);
+        }
+    }
+}
+
+fn structure(v: &CaseValue) -> Structure {
+    match v {
+        CaseValue::Tensor(t) => Structure::Tensor { rank: t.shape.len() },
+        CaseValue::Sequence(s) => Structure::Sequence(s.iter().map(structure).collect()),
+        CaseValue::Absent => Structure::Absent,
+    }
+}
+
+/// Imports a case: as it is, then with small integer inputs as constants, then with all small inputs.
+fn import(case: &Case, set: &DataSet) -> Result<Imported, Vec<Diagnostic>> {
+    let mut opts = ImportOptions {
+        structures: set.inputs.iter().map(|(n, v)| (n.clone(), structure(v))).collect(),
+        ..Default::default()
+    };
+    let mut first = None;
+    for pass in 0..3 {
+        for (name, v) in &set.inputs {
+            if let CaseValue::Tensor(t) = v
+                && t.elems() <= 64
+                && (pass == 1 && !t.dtype.is_float() || pass == 2)
+            {
+                opts.constants.insert(name.clone(), t.clone());
+            }
+        }
+        match frontend::load(&case.model, &opts) {
+            Ok(m) => return Ok(m),
+            Err(e) => {
+                let retry = e.iter().any(|d| d.code == Code::Dynamic);
+                first.get_or_insert(e);
+                if !retry {
+                    break;
+                }
+            }
+        }
+    }
+    Err(first.unwrap_or_default())
+}
+
+fn flatten(
+    ports: &[Port],
+    values: &mut dyn FnMut(&str) -> Option<CaseValue>,
+    out: &mut Vec<Tensor>,
+) -> Option<()> {
+    fn put(v: CaseValue, out: &mut Vec<Tensor>) {
+        match v {
+            CaseValue::Tensor(t) => out.push(t),
+            CaseValue::Sequence(s) => s.into_iter().for_each(|v| put(v, out)),
+            CaseValue::Absent => {}
+        }
+    }
+    for p in ports {
+        put(values(&p.name)?, out);
+    }
+    Some(())
+}
+
+fn rebuild(p: &Port, tensors: &mut impl Iterator<Item = Tensor>) -> Option<CaseValue> {
+    Some(match &p.kind {
+        PortKind::Tensor => CaseValue::Tensor(tensors.next()?),
+        PortKind::Sequence(items) => {
+            CaseValue::Sequence(items.iter().map(|i| rebuild(i, tensors)).collect::<Option<_>>()?)
+        }
+        PortKind::Absent => CaseValue::Absent,
+    })
+}
+
+fn run(dir: &Path) -> (&'static str, String) {
+    let case = match cases::load(dir) {
+        Ok(c) => c,
+        Err(e) => return ("error", format!("case: {e}")),
+    };
+    for set in &case.sets {
+        let m = match import(&case, set) {
+            Ok(m) => m,
+            Err(problems) => {
+                let status = if problems.iter().all(|p| p.kind == Kind::Unsupported) {
+                    "unsupported"
+                } else {
+                    "error"
+                };
+                let text: Vec<String> = problems.iter().map(|p| p.to_string().replace('\n', " ")).collect();
+                return (status, text.join(" | "));
+            }
+        };
+        let mut inputs = Vec::new();
+        let mut by_name = |n: &str| set.inputs.iter().find(|(name, _)| name == n).map(|(_, v)| v.clone());
+        if flatten(&m.inputs, &mut by_name, &mut inputs).is_none() {
+            return ("error", "an input has no data".into());
+        }
+        let got = match Interp::new(&m.module).run(&inputs) {
+            Ok(t) => t,
+            Err(e) => return ("run", e.to_string()),
+        };
+        let mut got = got.into_iter();
+        for (i, (port, want)) in m.outputs.iter().zip(&set.outputs).enumerate() {
+            let Some(got) = rebuild(port, &mut got) else { return ("run", format!("output {i} is missing")) };
+            if let Some(want) = want
+                && let Err(e) = cases::compare(&got, want, &case)
+            {
+                return ("fail", format!("output {i}: {e}"));
+            }
+        }
+    }
+    ("pass", String::new())
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&String> = args.iter().filter(|a| !a.starts_with("--")).collect();
+    let Some(root) = words.first() else {
+        eprintln!("usage: suite_interp DIR [FILTER] [--failures] [--models]");
+        std::process::exit(2);
+    };
+    let filter = words.get(1).map_or("", |s| s.as_str());
+    let flag = |f: &str| args.iter().any(|a| a == f);
+    let (models, failures) = (flag("--models"), flag("--failures"));
+    let mut found = Vec::new();
+    if models {
+        find(Path::new(root), &|p| p.extension().is_some_and(|e| e == "onnx"), &mut found);
+    } else {
+        find(Path::new(root), &|p| p.join("model.onnx").is_file(), &mut found);
+    }
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut totals: BTreeMap<&str, usize> = BTreeMap::new();
+    for dir in found.iter().filter(|d| d.to_string_lossy().contains(filter)) {
+        let (status, detail) = std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir) })
+            .unwrap_or_else(|e| {
+                let text = e
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string()));
+                ("panic", text.unwrap_or_default())
+            });
+        *totals.entry(status).or_default() += 1;
+        if !failures || status != "pass" {
+            println!("{status:12}{} {detail}", dir.strip_prefix(root).unwrap_or(dir).display());
+        }
+    }
+    println!("{totals:?}");
+}
+
+fn import_only(path: &Path) -> (&'static str, String) {
+    let opts =
+        ImportOptions { missing_weights: frontend::MissingWeights::Random { seed: 1 }, ..Default::default() };
+    match frontend::load(path, &opts) {
+        Ok(m) => ("pass", format!("{} ops", m.module.graph.order.len())),
+        Err(problems) => (
+            "error",
+            problems.iter().map(|p| format!("\n    {}", p.to_string().replace('\n', "\n    "))).collect(),
+        ),
+    }
+}
