@@ -1,0 +1,7 @@
+//! Every instruction of machine form on every backend of this build, as vectors and as scalars, against
+//! expectations computed in plain Rust.
+
+mod arithmetic;
+mod control;
+mod harness;
+mod memory;
