@@ -206,11 +206,10 @@ fn sizes_as_code() {
             let out = b.buf("out", DType::I64, true, 64);
             b.sym_param(Sym(0));
             b.sym_param(Sym(1));
-            let locals: Vec<_> = sizes
-                .iter()
-                .map(|s| b.local(DType::U8, s.clone(), ir::loops::Space::Scratch))
-                .chain([b.local(DType::I64, Dim::from(8), ir::loops::Space::Scratch)])
-                .collect();
+            let last = [(DType::I64, Dim::from(8))];
+            let arrays = sizes.iter().map(|s| (DType::U8, s.clone())).chain(last);
+            let locals: Vec<_> =
+                arrays.map(|(dtype, size)| b.local(dtype, size, ir::loops::Space::Scratch)).collect();
             let one = b.index(1);
             b.parallel(Level::Thread, one, |b, i| {
                 for (j, mem) in locals.iter().enumerate() {
