@@ -13,47 +13,80 @@
 //! vector is a mask. `u32` and `u64` are registers on which division, remainder, right shift, comparison, min, max and
 //! conversion are unsigned.
 //!
-//! **Instructions that occur** (operands of element-wise ones have the type of the result unless said otherwise):
+//! **Instructions that occur** (operands of element-wise ones have the type of the result unless said otherwise). They mean
+//! what `ir::prim` says, for every operand value: division by 0 gives 0, shifts by the width or more give 0, and so on.
 //!
 //! | instruction | types | remarks |
 //! |---|---|---|
 //! | `Const` | all | scalar or vector; costs nothing to repeat: materialise where used |
 //! | `Sym` | i64 scalar | |
-//! | `Iota { along_cols: true }` | i32, i64 vector | 0, 1, ... L-1 |
+//! | `Iota { along_cols: true }` | i32 u32 i64 u64 vector | 0, 1, ... L-1 |
 //! | `Splat` | scalar -> vector | all types, bool too |
 //! | `Unary` | f32, f64: `Neg Abs Floor Ceil Trunc RoundEven Sqrt`; ints, bool: `Not` | native instructions only |
-//! | `Binary` | floats: `Add Sub Mul Div`; ints: `Add Sub Mul And Or Xor Shl Shr Min Max Div Rem`; bool: `And Or Xor` | `Shl`, `Shr`: counts in `0..width`. `Div`, `Rem`: the divisor is not 0 and the quotient does not overflow |
+//! | `Binary` | floats: `Add Sub Mul Div Min Max`; ints: `Add Sub Mul Div Rem And Or Xor Shl Shr Min Max`; bool: `And Or Xor` | float `Min`, `Max`: NaN propagates |
 //! | `Fma` | f32, f64 | only where `TargetDesc::has_fma` |
 //! | `Cmp` | ints, floats -> bool | any comparison with NaN but `Ne` is false |
 //! | `Select` | all; mask is bool of the same shape | |
 //! | `Convert(Plain)` | between i32 u32 i64 u64 f32 f64 | float to integer saturates, NaN gives 0 |
 //! | `Bitcast` | 32 <-> 32 bits, 64 <-> 64 bits | |
 //! | `Load` | see below | |
-//! | `Gather` | vector; index i64 vector; types as `Load` | masked-off lanes are not accessed and give 0 |
+//! | `Gather` | index i64 vector or scalar; types as `Load` | masked-off lanes are not accessed and give 0 |
+//! | `ReduceCols` | vector -> scalar, all types; bool: `Max` is any, `Min` is all | order of lanes is free, but fixed for one emitter |
 //! | `Extract(v, 0, lane)` | vector -> scalar | bool too |
 //! | `Insert` | | bool does not occur |
 //! | `Shuffle` | vectors | bool does not occur |
-//! | `TileOp` | `"vpdpbusd"`: acc i32 vector, a u32 or i32 vector (4 unsigned bytes a lane), b i32 vector (4 signed bytes); `"vdpbf16ps"`: acc f32, a and b i32 vectors (2 bf16 a lane) | only where `TargetDesc::features` has `avx512vnni` / `avx512bf16` |
+//! | `TileOp` | `"vpdpbusd"`: acc i32, a i32 (4 unsigned bytes a lane), b i32 (4 signed bytes a lane), all vectors; `"vdpbf16ps"`: acc f32, a and b i32 (2 bf16 a lane, the even one in the low half) | only where `TargetDesc::features` has `+avx512vnni` / `+avx512bf16`; expanded elsewhere |
 //!
-//! `ReduceCols`, `ReduceRows`, float `Min`/`Max` (NaN propagates: they become comparisons and selects, `select(a > b, a, b)`
-//! being one `max` instruction), math functions, float `Rem`, integer `Neg`/`Abs` do not occur.
+//! Math functions, float `Rem`, integer `Neg`/`Abs`/`Pow`, `ReduceRows` do not occur.
 //!
 //! **Loads and stores** of a scalar, or of a vector with `col` stride `Const(1)` (`row` is irrelevant). The memory type is that of
 //! the buffer or local array. Allowed pairs:
 //!
 //! | memory type | value type of a load | value type of a store |
 //! |---|---|---|
-//! | i32 u32 i64 u64 f32 f64 | the same, or the other of its size (i32/u32/f32, i64/u64/f64: same bits) | likewise |
-//! | i8 i16 i4 i2 | i32 (sign extended; i4 and i2 occupy a byte, sign extended) | i32, u32 (low byte or low 16 bits) |
-//! | u8 u16 u4 u2 | i32, u32 (zero extended) | i32, u32 (low bits) |
-//! | f16 bf16 f8* f4* | u32 (bits, zero extended) | i32, u32 (low bits) |
+//! | i32 u32 i64 u64 f32 f64 | the same | the same |
+//! | i8 i16 i4 i2 | i32 (sign extended; i4 and i2 occupy a byte, sign extended) | i32 (low byte or low 16 bits) |
+//! | u8 u16 u4 u2 | i32 (zero extended) | i32 (low bits) |
+//! | f16 bf16 f8* f4* | u32 (bits, zero extended) | u32 (low bits) |
 //! | f16 | f32 where `TargetDesc::has_f16` | f32 where `has_f16` (to nearest even) |
 //! | bool | bool (byte != 0) | bool (byte 0 or 1) |
 //!
-//! `cols_valid`, on vectors only, is an i64 scalar that is already in `0..=L`: only so many leading elements are
-//! accessed, others read as 0. It is often a constant. `align` bounds the alignment of the vector's first element from below.
+//! `cols_valid` is an i64 scalar that is already in `0..=cols`: only so many leading elements are accessed, others read
+//! as 0. It is often a constant; a scalar access has it too (then it is 0 or 1). `align` bounds the alignment of
+//! the first element from below, in bytes.
 //!
-//! **Statements**: `Let`, `For` (sequential), `While`, `If`, `Store`, `Scatter` (vectors; lanes are written in ascending order, a later
-//! one wins), `Check` (i64 `value` and `limit`).
-//!
-//! Masks of a scalar `If`, `Check` and the condition of `While` are bool scalars.
+//! **Statements**: `Let`, `For` (sequential), `While`, `If`, `Store`, `Scatter` (lanes are written in ascending order, a later
+//! one wins; a scalar one may have a mask), `Check` (i64 `value` and `limit`). Conditions are bool scalars.
+
+mod math;
+mod memory;
+mod narrow;
+mod tile;
+
+use crate::{CodegenError, Fault};
+use ir::loops::{Form, Func};
+use ir::target::TargetDesc;
+
+/// What the compile request wants of arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Rounds f16 and bf16 values after every operation; else they stay f32 until stored or converted.
+    pub strict_halves: bool,
+}
+
+/// Turns a function in tile form into machine form for `target`, with default [`Options`].
+///
+/// # Errors
+/// [`Fault::Invalid`] where the function breaks the contract of tile form, [`Fault::Unsupported`] where it
+/// uses what only other kinds of target have (barriers, pipes, other levels than threads).
+pub fn legalise(func: &Func, target: &TargetDesc) -> Result<Func, CodegenError> {
+    legalise_with(func, target, Options::default())
+}
+
+/// As [`legalise`].
+pub fn legalise_with(func: &Func, target: &TargetDesc, options: Options) -> Result<Func, CodegenError> {
+    if func.form == Form::Machine {
+        return Err(Fault::invalid("already in machine form").of(&func.name));
+    }
+    tile::Legaliser::new(func, target, options).run().map_err(|f| f.of(&func.name))
+}

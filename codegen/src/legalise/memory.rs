@@ -1,0 +1,317 @@
+//! Loads, stores, gathers and scatters of tiles.
+
+use super::narrow::{self, decode, encode, register};
+use super::tile::{Legaliser, Tile};
+use crate::Fault;
+use crate::error::Emit;
+use ir::DType;
+use ir::dtype::Scalar;
+use ir::loops::{Addr, Mem, Stride, Ty, Val};
+use ir::minifloat::format;
+use ir::prim::{BinaryOp, CmpOp};
+
+fn overflow() -> Fault {
+    Fault::invalid("an address overflows")
+}
+
+impl Legaliser<'_> {
+    /// How elements of `dtype` are loaded and stored: the register type of the access, and whether it holds patterns.
+    fn access(&self, dtype: DType) -> Emit<(DType, bool)> {
+        let reg = register(dtype).ok_or_else(|| Fault::unsupported("strings"))?;
+        Ok(match format(dtype) {
+            Some(_) if dtype == DType::F16 && self.target.has_f16 => (DType::F32, false),
+            Some(_) => (DType::U32, true),
+            None => (reg, false),
+        })
+    }
+
+    /// The address of row `row` and of the columns from `col` on.
+    fn part(&mut self, a: &Addr, row: u32, col: u32) -> Emit<Addr> {
+        let mut out = Addr { row: Stride::Const(0), cols_valid: None, ..*a };
+        let bytes = self.b.mem_dtype(a.mem).bytes().max(1) as i64;
+        let mut align = i64::from(a.align).max(bytes);
+        for (n, stride) in [(row, a.row), (col, a.col)] {
+            match stride {
+                _ if n == 0 => {}
+                Stride::Const(s) => {
+                    let d = s.checked_mul(n.into()).ok_or_else(overflow)?;
+                    out.disp = out.disp.checked_add(d).ok_or_else(overflow)?;
+                    if n == col {
+                        align = common_align(align, d.saturating_mul(bytes));
+                    }
+                }
+                Stride::Val(s) => {
+                    let n = self.b.index(n.into());
+                    let d = self.b.mul(s, n);
+                    out.index = self.b.add(out.index, d);
+                }
+            }
+        }
+        out.align = u32::try_from(align).unwrap_or(1);
+        if matches!(a.col, Stride::Val(_)) && col > 0 {
+            out.align = bytes as u32;
+        }
+        Ok(out)
+    }
+
+    /// Operands of an address, in terms of the function being built.
+    fn address(&mut self, a: &Addr) -> Emit<Addr> {
+        let scalar = |me: &mut Self, v: Val| me.scalar(v);
+        let mut out = *a;
+        out.index = scalar(self, a.index)?;
+        for (stride, from) in [(&mut out.row, a.row), (&mut out.col, a.col)] {
+            if let Stride::Val(v) = from {
+                let v = self.scalar(v)?;
+                *stride = match self.b.as_index(v) {
+                    Some(c) => Stride::Const(c),
+                    None => Stride::Val(v),
+                };
+            }
+        }
+        out.cols_valid = a.cols_valid.map(|v| self.scalar(v)).transpose()?;
+        Ok(out)
+    }
+
+    /// How many of `width` columns from `col` on are accessed; `None`: all of them.
+    fn valid(&mut self, total: Option<Val>, col: u32, width: u32, lanes: u32) -> Option<Val> {
+        let Some(n) = total else {
+            return (width < lanes).then(|| self.b.index(width.into()));
+        };
+        let from = self.b.index(col.into());
+        let n = self.b.sub(n, from);
+        let (zero, width) = (self.b.index(0), self.b.index(width.into()));
+        let n = self.b.max(n, zero);
+        let n = self.b.min(n, width);
+        (self.b.as_index(n) != Some(lanes.into())).then_some(n)
+    }
+
+    /// (first column, columns) of each register of a row.
+    fn chunks(&self, cols: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let lanes = if cols == 1 { 1 } else { self.lanes };
+        (0..cols.div_ceil(lanes)).map(move |j| (j * lanes, lanes.min(cols - j * lanes)))
+    }
+
+    pub(super) fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Tile> {
+        let a = self.address(addr)?;
+        let dtype = self.b.mem_dtype(a.mem);
+        if dtype != ty.dtype {
+            return Err(Fault::invalid(format!("a load of {dtype} as {}", ty.dtype)));
+        }
+        let (reg, raw) = self.access(dtype)?;
+        let lanes = if ty.cols == 1 { 1 } else { self.lanes };
+        let mut regs = Vec::with_capacity(self.reg_count(ty));
+        for row in 0..ty.rows {
+            for (col, width) in self.chunks(ty.cols) {
+                let v = self.load_part(&a, reg, row, col, width, lanes)?;
+                regs.push(self.from_memory(dtype, raw, v));
+            }
+        }
+        Ok(Tile::of(regs))
+    }
+
+    fn load_part(&mut self, a: &Addr, reg: DType, row: u32, col: u32, width: u32, lanes: u32) -> Emit<Val> {
+        let scalar = Ty::scalar(reg);
+        if lanes == 1 {
+            let mut one = self.part(a, row, col)?;
+            one.cols_valid = self.valid(a.cols_valid, 0, 1, 1);
+            return Ok(self.b.load_as(one, scalar));
+        }
+        let vector = Ty::vector(reg, lanes);
+        match (a.col, a.cols_valid) {
+            (Stride::Const(1), valid) => {
+                let mut part = self.part(a, row, col)?;
+                part.cols_valid = self.valid(valid, col, width, lanes);
+                Ok(self.b.load_as(part, vector))
+            }
+            (Stride::Const(0), None) => {
+                let part = self.part(a, row, 0)?;
+                let x = self.b.load_as(part, scalar);
+                Ok(self.b.splat(x, 1, lanes))
+            }
+            (_, None) => {
+                let mut v = self.b.zero(vector);
+                for lane in 0..width {
+                    let part = self.part(a, row, col + lane)?;
+                    let x = self.b.load_as(part, scalar);
+                    v = self.b.insert(v, x, lane);
+                }
+                Ok(v)
+            }
+            (_, Some(_)) => {
+                let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
+                Ok(self.b.gather_as(a.mem, index, mask, vector))
+            }
+        }
+    }
+
+    /// Element indices and mask of a strided access with a number of valid columns.
+    fn strided_lanes(
+        &mut self,
+        a: &Addr,
+        row: u32,
+        col: u32,
+        width: u32,
+        lanes: u32,
+    ) -> Emit<(Val, Option<Val>)> {
+        let part = self.part(a, row, col)?;
+        let disp = self.b.index(part.disp);
+        let first = self.b.add(part.index, disp);
+        let stride = match a.col {
+            Stride::Const(c) => self.b.index(c),
+            Stride::Val(v) => v,
+        };
+        let iota = self.b.iota(Ty::vector(DType::I64, lanes), true);
+        let way = self.b.mul(iota, stride);
+        let index = self.b.add(way, first);
+        let mask = self.valid(a.cols_valid, col, width, lanes).map(|n| self.prefix_mask(n, lanes));
+        Ok((index, mask))
+    }
+
+    /// Lanes below `n` (an i64 scalar in `0..=lanes`).
+    pub(super) fn prefix_mask(&mut self, n: Val, lanes: u32) -> Val {
+        let n = self.b.convert(DType::I32, ir::prim::ConvertMode::Plain, n);
+        let iota = self.b.iota(Ty::vector(DType::I32, lanes), true);
+        self.b.cmp(CmpOp::Lt, iota, n)
+    }
+
+    fn from_memory(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
+        match format(dtype) {
+            Some(f) if raw => decode(&mut self.b, f, v),
+            _ => v,
+        }
+    }
+
+    /// What to store for register `v` of element type `dtype`, which need not be normalised.
+    fn to_memory(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
+        match format(dtype) {
+            Some(f) if raw => encode(&mut self.b, f, v, false),
+            _ => v,
+        }
+    }
+
+    pub(super) fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
+        let a = self.address(addr)?;
+        let ty = self.func.ty(value);
+        let dtype = self.b.mem_dtype(a.mem);
+        if dtype != ty.dtype {
+            return Err(Fault::invalid(format!("a store of {} to {dtype}", ty.dtype)));
+        }
+        let (_, raw) = self.access(dtype)?;
+        // the store wraps and rounds
+        let regs = self.tile(value)?.regs.clone();
+        let regs: Vec<Val> = regs.into_iter().map(|v| self.to_memory(dtype, raw, v)).collect();
+        let lanes = if ty.cols == 1 { 1 } else { self.lanes };
+        let per_row = regs.len() / (ty.rows.max(1) as usize);
+        for row in 0..ty.rows {
+            for (j, (col, width)) in self.chunks(ty.cols).enumerate() {
+                let v = regs[row as usize * per_row + j];
+                self.store_part(&a, v, row, col, width, lanes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn store_part(&mut self, a: &Addr, v: Val, row: u32, col: u32, width: u32, lanes: u32) -> Emit<()> {
+        if lanes == 1 {
+            let mut one = self.part(a, row, col)?;
+            one.cols_valid = self.valid(a.cols_valid, 0, 1, 1);
+            self.b.store(one, v);
+            return Ok(());
+        }
+        match (a.col, a.cols_valid) {
+            (Stride::Const(1), valid) => {
+                let mut part = self.part(a, row, col)?;
+                part.cols_valid = self.valid(valid, col, width, lanes);
+                self.b.store(part, v);
+            }
+            (_, None) => {
+                for lane in 0..width {
+                    let part = self.part(a, row, col + lane)?;
+                    let x = self.b.extract(v, 0, lane);
+                    self.b.store(part, x);
+                }
+            }
+            (_, Some(_)) => {
+                let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
+                self.b.scatter(a.mem, index, v, mask);
+            }
+        }
+        Ok(())
+    }
+
+    /// The mask of each register of an element-wise access: that of the instruction, and no lanes beyond the tile.
+    fn access_masks(&mut self, ty: Ty, mask: Option<Val>) -> Emit<Vec<Option<Val>>> {
+        let given = mask.map(|m| self.regs(m)).transpose()?;
+        let chunks: Vec<_> = self.chunks(ty.cols).collect();
+        let mut out = Vec::with_capacity(self.reg_count(ty));
+        for i in 0..ty.rows as usize * chunks.len() {
+            let (_, width) = chunks[i % chunks.len()];
+            let bound = (ty.cols > 1 && width < self.lanes).then(|| {
+                let n = self.b.index(width.into());
+                self.prefix_mask(n, self.lanes)
+            });
+            out.push(match (given.as_ref().map(|g| g[i]), bound) {
+                (Some(m), Some(b)) => Some(self.b.binary(BinaryOp::And, m, b)),
+                (m, b) => m.or(b),
+            });
+        }
+        // a mask that is true is none
+        for m in &mut out {
+            *m = m.filter(|m| self.b.as_const(*m) != Some(Scalar::Int(1)));
+        }
+        Ok(out)
+    }
+
+    pub(super) fn gather(&mut self, ty: Ty, mem: Mem, index: Val, mask: Option<Val>) -> Emit<Tile> {
+        let dtype = self.b.mem_dtype(mem);
+        if dtype != ty.dtype {
+            return Err(Fault::invalid(format!("a gather of {dtype} as {}", ty.dtype)));
+        }
+        let (reg, raw) = self.access(dtype)?;
+        let index = self.regs(index)?;
+        let masks = self.access_masks(ty, mask)?;
+        let mut regs = Vec::with_capacity(index.len());
+        for (index, mask) in index.into_iter().zip(masks) {
+            let v = if ty.cols == 1 && mask.is_none() {
+                let a = self.b.addr(mem, index, 0);
+                self.b.load_as(a, Ty::scalar(reg))
+            } else {
+                self.b.gather_as(mem, index, mask, self.b.ty(index).with(reg))
+            };
+            regs.push(self.from_memory(dtype, raw, v));
+        }
+        Ok(Tile::of(regs))
+    }
+
+    pub(super) fn scatter(&mut self, mem: Mem, index: Val, value: Val, mask: Option<Val>) -> Emit<()> {
+        let ty = self.func.ty(value);
+        let dtype = self.b.mem_dtype(mem);
+        if dtype != ty.dtype {
+            return Err(Fault::invalid(format!("a scatter of {} to {dtype}", ty.dtype)));
+        }
+        let (_, raw) = self.access(dtype)?;
+        let index = self.regs(index)?;
+        let masks = self.access_masks(ty, mask)?;
+        let values = self.tile(value)?.regs.clone();
+        for ((index, v), mask) in index.into_iter().zip(values).zip(masks) {
+            let v = self.to_memory(dtype, raw, v);
+            if ty.cols == 1 && mask.is_none() {
+                let a = self.b.addr(mem, index, 0);
+                self.b.store(a, v);
+            } else {
+                self.b.scatter(mem, index, v, mask);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether registers of `dtype` can hold what is no value of it.
+    pub(super) fn is_narrow(dtype: DType) -> bool {
+        narrow::is_narrow(dtype)
+    }
+}
+
+/// The largest power of two that divides both an alignment and a distance in bytes.
+fn common_align(align: i64, distance: i64) -> i64 {
+    if distance == 0 { align } else { align.min(1 << distance.trailing_zeros().min(30)) }
+}
