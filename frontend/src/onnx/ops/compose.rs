@@ -194,7 +194,7 @@ pub fn arange(b: &mut Builder, dtype: DType, n: &Dim, axis: usize, rank: usize) 
 
 /// Uniform in `[0, 1)` from the counter-based generator: the top bits of each draw.
 pub fn uniform(b: &mut Builder, dtype: DType, shape: &[Dim], seed: u64) -> Result<V> {
-    let key = b.scalar_of(DType::U64, ir::Scalar::Int(i128::from(seed)))?;
+    let key = b.scalar_of(DType::U64, ir::dtype::Scalar::Int(i128::from(seed)))?;
     let bits = b.random_bits(key, shape)?;
     let (keep, compute) = if dtype == DType::F64 { (53, DType::F64) } else { (24, DType::F32) };
     let shift = b.scalar(DType::U64, f64::from(64 - keep))?;

@@ -97,7 +97,7 @@ impl Window {
 }
 
 /// Number of groups, checked against the channels.
-fn groups(cx: &NodeCx, channels: &Dim) -> Result<i64, OpError> {
+pub fn groups(cx: &NodeCx, channels: &Dim) -> Result<i64, OpError> {
     let g = cx.int("group", 1)?;
     let fits = channels.as_const().is_none_or(|c| g > 0 && c % g == 0);
     if g < 1 || !fits {
@@ -107,7 +107,7 @@ fn groups(cx: &NodeCx, channels: &Dim) -> Result<i64, OpError> {
 }
 
 /// The spatial dims of the weights, which have to be static.
-fn kernel_of(cx: &NodeCx, w: V) -> Result<Vec<i64>, OpError> {
+pub fn kernel_of(cx: &NodeCx, w: V) -> Result<Vec<i64>, OpError> {
     let kernel: Vec<i64> =
         cx.shape(w)[2..].iter().map(Dim::as_const).collect::<Option<_>>().ok_or_else(|| {
             OpError::unsupported(

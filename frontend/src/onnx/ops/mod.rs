@@ -9,17 +9,21 @@ use crate::diag::Code;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-mod activation;
+mod activations;
+mod compose;
 mod control;
 mod conv;
 mod elementwise;
 mod gather;
 mod movement;
 mod narrow;
-mod normalization;
+mod norm;
 mod pool;
+mod quant;
+mod random;
 mod reduce;
 mod shape;
+mod softmax;
 
 /// One operator.
 pub struct Op {
@@ -37,23 +41,25 @@ const fn op(name: &'static str, since: i64, import: fn(&mut NodeCx) -> OpResult)
 }
 
 /// A row of another domain.
-#[allow(dead_code)]
 const fn op_in(domain: &'static str, name: &'static str, import: fn(&mut NodeCx) -> OpResult) -> Op {
     Op { domain, name, since: 1, import }
 }
 
 /// Every theme.
 static THEMES: &[&[Op]] = &[
-    activation::OPS,
+    activations::OPS,
     control::OPS,
     conv::OPS,
     elementwise::OPS,
     gather::OPS,
     movement::OPS,
-    normalization::OPS,
+    norm::OPS,
     pool::OPS,
+    quant::OPS,
+    random::OPS,
     reduce::OPS,
     shape::OPS,
+    softmax::OPS,
 ];
 
 fn table() -> &'static HashMap<(&'static str, &'static str), &'static Op> {
