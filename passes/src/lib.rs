@@ -1,1 +1,87 @@
+//! Passes: from the graph of a model to kernels in loop IR, places for buffers, and the host schedule.
+//!
+//! ```text
+//! graph::*     simplify, fold, CSE, DCE, inline composites      graph -> canonical graph
+//! group        which values lie in buffers                      canonical graph -> kernels
+//!   facts        what grouping knows of each value
+//!   pull         element of a value at an index
+//!   kernels      the statements of one kernel
+//!   normalise    axes split so that accesses become affine
+//! layout       how each buffer lies in memory
+//! host         the order of calls, sizes, control flow
+//! place        lifetimes and arena offsets
+//! schedule, lower                                               kernels -> loop IR
+//! ```
+//!
+//! [`pipeline::PASSES`] is the order of execution, [`compile`] the way in.
 
+pub mod error;
+pub mod facts;
+pub mod graph;
+pub mod group;
+pub mod host;
+pub mod index;
+pub mod kernel_exec;
+pub mod kernels;
+pub mod lower;
+pub mod normalise;
+pub mod pipeline;
+pub mod place;
+pub mod pull;
+pub mod schedule;
+#[cfg(test)]
+mod tests;
+
+pub use error::{PassError, Result};
+pub use host::Planned;
+pub use pipeline::{Stage, State, run_until};
+
+use ir::Module;
+use ir::host::Lowered;
+use ir::target::TargetDesc;
+
+/// What a caller may choose.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Options {
+    /// Bytes that one folded constant may have.
+    pub fold_bytes: usize,
+    /// Nodes that the expression of one kernel may have.
+    pub pull_limit: usize,
+    /// Verify after each pass.
+    pub verify: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { fold_bytes: 256 << 10, pull_limit: 200, verify: cfg!(debug_assertions) }
+    }
+}
+
+/// Compiles a module for a target, up to loop IR in tile form.
+///
+/// # Errors
+/// What cannot be lowered, with its node; limits exceeded; broken invariants.
+pub fn compile(module: Module, target: &TargetDesc, options: &Options) -> Result<Lowered> {
+    match run_until(module, target, options, Stage::Loops)? {
+        State::Lowered(l) => Ok(l),
+        _ => Err(PassError::internal("pipeline", "the pipeline ended before loop IR")),
+    }
+}
+
+/// Gives each kernel its loop IR.
+fn lower_kernels(p: Planned, target: &TargetDesc) -> Result<Lowered> {
+    let kernels = p
+        .kernels
+        .iter()
+        .map(|k| schedule::lower_kernel(k, &p.module.symbols, target))
+        .collect::<Result<_>>()?;
+    Ok(Lowered {
+        module: p.module,
+        kernels,
+        buffers: p.buffers,
+        init: p.init,
+        steps: p.steps,
+        inputs: p.inputs,
+        outputs: p.outputs,
+    })
+}

@@ -1,0 +1,454 @@
+//! Grouping: which values lie in buffers, and the kernel that computes each of them.
+//!
+//! Ops are visited in reverse order of execution. A value that someone demands as a buffer is the root
+//! of a kernel; its region grows from the root towards producers, in reverse order too, so that all
+//! consumers of a value have been decided on before the value itself. What a region does not take is
+//! demanded as a buffer. A trial pull then builds the kernel; where a reduction turns out to depend on
+//! an inner axis, or the expression is too large, one more value is demanded and the region grows anew.
+
+use crate::error::{PassError, Result};
+use crate::facts::{Class, GraphFacts, class, expands, pieces, static_elems};
+use crate::kernels::{Build, KernelUnit};
+use crate::pull::{Home, PullError, Unit};
+use ir::{OpId, Origin, Prim, ValueId};
+use std::collections::{BinaryHeap, HashMap, HashSet};
+
+const PASS: &str = "group";
+
+/// A step of one graph.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    Kernel(KernelUnit),
+    /// The host schedule executes the op.
+    Host(OpId),
+}
+
+/// What one graph executes, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub items: Vec<Item>,
+    /// Values that lie inside the buffer of another value.
+    pub homes: HashMap<ValueId, Home>,
+    /// Depends on constants alone, by value.
+    pub constant: Vec<bool>,
+}
+
+/// What is known of a candidate from those of its consumers that are in the region.
+#[derive(Clone, Copy, Default)]
+struct Candidate {
+    /// Uses by members that no other region computes.
+    exclusive_uses: usize,
+    /// Reductions between the value and the root, at most.
+    level: u8,
+    /// Some use is outside every reduction.
+    at_top: bool,
+    /// Operand of a contraction: only views may stand between it and its buffer.
+    plain: bool,
+    /// Contractions must not be repeated for a broadcast.
+    no_gemm: bool,
+    /// No reduction may be computed at guarded or shifted indices.
+    no_heavy: bool,
+}
+
+struct Planner<'a> {
+    unit: Unit<'a>,
+    origins: &'a [Origin],
+    facts: GraphFacts,
+    homes: HashMap<ValueId, Home>,
+    demanded: Vec<bool>,
+    limit: usize,
+}
+
+/// Groups the ops of one graph. `limit`: nodes that one expression may have.
+pub fn plan(unit: Unit, origins: &[Origin], limit: usize) -> Result<Plan> {
+    let facts = GraphFacts::new(unit);
+    let homes = find_homes(unit, &facts);
+    let demanded = vec![false; unit.graph.value_count()];
+    let mut p = Planner { unit, origins, facts, homes, demanded, limit };
+    for &v in &unit.graph.outputs {
+        p.demand(v);
+    }
+    let mut items = Vec::new();
+    for &op in unit.graph.order.iter().rev() {
+        // the items of one op are in order; the ops come in reverse
+        items.extend(p.visit(op)?.into_iter().rev());
+    }
+    items.reverse();
+    Ok(Plan { items, homes: p.homes, constant: p.facts.constant })
+}
+
+/// Which values are written straight into the buffer of the concat, pad or update that uses them.
+fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
+    let g = unit.graph;
+    let mut homes: HashMap<ValueId, Home> = HashMap::new();
+    for (id, op) in g.ops() {
+        let pieces = pieces(unit, id);
+        if pieces.is_empty() {
+            continue;
+        }
+        let result = op.results[0];
+        let in_place = matches!(op.prim, Prim::Scatter { .. } | Prim::UpdateSlice { .. });
+        for (n, offset) in pieces {
+            let x = op.operands[n];
+            let Some(def) = g.def_op(x) else { continue };
+            let own_kernel =
+                !matches!(class(&g[def].prim), Class::Const | Class::Source | Class::View | Class::Host);
+            let repeated = op.operands.iter().filter(|&&o| o == x).count() > 1;
+            // in place: whoever else reads the operand would see the update
+            let shared = in_place && facts.uses[x.index()].len() > 1;
+            if own_kernel
+                && !repeated
+                && !shared
+                && !facts.exact[x.index()]
+                && !homes.contains_key(&x)
+                && facts.constant[x.index()] == facts.constant[result.index()]
+                && facts.known_before(&g[result].ty.shape, facts.position[def.index()])
+                && facts.known_before(&offset, facts.position[def.index()])
+            {
+                homes.insert(x, Home { value: result, offset });
+            }
+        }
+    }
+    homes
+}
+
+impl Planner<'_> {
+    fn demand(&mut self, v: ValueId) {
+        self.demanded[v.index()] = true;
+    }
+
+    fn visit(&mut self, id: OpId) -> Result<Vec<Item>> {
+        let g = self.unit.graph;
+        let op = &g[id];
+        let wanted = op.results.iter().any(|v| self.demanded[v.index()]);
+        match class(&op.prim) {
+            Class::Const => Ok(Vec::new()),
+            Class::Host => {
+                if let Prim::Call { name, .. } = &op.prim {
+                    return Err(PassError::internal(PASS, format!("composite {name} was not inlined")));
+                }
+                if wanted || op.prim.has_effect() || !op.prim.defines().is_empty() {
+                    op.operands.iter().for_each(|&v| self.demand(v));
+                    return Ok(vec![Item::Host(id)]);
+                }
+                Ok(Vec::new())
+            }
+            _ if !wanted => Ok(Vec::new()),
+            // nothing to compute; and a kernel over nothing may not even have valid indices
+            _ if static_elems(&g[op.results[0]].ty.shape) == Some(0) => Ok(Vec::new()),
+            _ => self.kernels(id),
+        }
+    }
+
+    fn kernels(&mut self, id: OpId) -> Result<Vec<Item>> {
+        let g = self.unit.graph;
+        let op = &g[id];
+        let result = op.results[0];
+        let operand = |n: usize| {
+            op.operands.get(n).copied().ok_or_else(|| {
+                PassError::invalid(PASS, self.origins, g, id, format!("operand {n} is missing"))
+            })
+        };
+        let pieces = pieces(self.unit, id);
+        let mut items = Vec::new();
+        match &op.prim {
+            Prim::Concat { .. } if !pieces.is_empty() => {
+                for (n, offset) in pieces {
+                    let piece = operand(n)?;
+                    self.place(id, piece, result, &offset, &mut items)?;
+                }
+            }
+            Prim::Pad { lo, hi, .. } if !pieces.is_empty() => {
+                let x = operand(0)?;
+                self.place(id, x, result, lo, &mut items)?;
+                let strips = self.build(id, &[], |b| b.border(result, x, lo, hi))?;
+                items.extend(strips.into_iter().map(Item::Kernel));
+            }
+            Prim::UpdateSlice { start } => {
+                let zeros = vec![ir::Dim::from(0); start.len()];
+                self.place(id, operand(0)?, result, &zeros, &mut items)?;
+                let unit =
+                    self.build(id, &[operand(1)?], |b| b.place(operand(1).unwrap_or(result), result, start))?;
+                items.push(Item::Kernel(unit));
+            }
+            Prim::Scatter { combine } => {
+                let (base, indices, updates) = (operand(0)?, operand(1)?, operand(2)?);
+                let zeros = vec![ir::Dim::from(0); g[result].ty.rank()];
+                self.place(id, base, result, &zeros, &mut items)?;
+                let unit =
+                    self.build(id, &[indices, updates], |b| b.scatter(indices, updates, result, *combine))?;
+                items.push(Item::Kernel(unit));
+            }
+            Prim::Cumulative { monoid, axis, exclusive, reverse } => {
+                let x = operand(0)?;
+                let unit =
+                    self.build(id, &[x], |b| b.cumulative(x, result, *monoid, *axis, *exclusive, *reverse))?;
+                items.push(Item::Kernel(unit));
+            }
+            _ => {
+                let unit = self.build(id, &[result], |b| b.root(result))?;
+                items.push(Item::Kernel(unit));
+            }
+        }
+        Ok(items)
+    }
+
+    /// Gets `piece` into the buffer of `into`: its own kernel writes it there, or a copy does.
+    fn place(
+        &mut self,
+        id: OpId,
+        piece: ValueId,
+        into: ValueId,
+        offset: &[ir::Dim],
+        items: &mut Vec<Item>,
+    ) -> Result<()> {
+        if static_elems(&self.unit.graph[piece].ty.shape) == Some(0) {
+            return Ok(());
+        }
+        if self.homes.get(&piece).is_some_and(|h| h.value == into) {
+            self.demand(piece);
+            return Ok(());
+        }
+        let unit = self.build(id, &[piece], |b| b.place(piece, into, offset))?;
+        items.push(Item::Kernel(unit));
+        Ok(())
+    }
+
+    /// Grows a region from `seeds`, builds its kernels, and demands what they read.
+    fn build<T: Units>(
+        &mut self,
+        op: OpId,
+        seeds: &[ValueId],
+        f: impl Fn(&Build) -> std::result::Result<T, PullError>,
+    ) -> Result<T> {
+        let g = self.unit.graph;
+        let mut forced: HashSet<ValueId> = HashSet::new();
+        let root_init = g[op].results.iter().all(|v| self.facts.constant[v.index()]);
+        // each failed try forces one more value into a buffer, so this ends
+        loop {
+            let region = self.grow(op, seeds, &forced, root_init);
+            let inline = |v: ValueId| region.contains(&v);
+            let build = Build {
+                unit: self.unit,
+                homes: &self.homes,
+                inline: &inline,
+                // a region of views alone has no better form: it may be as large as it is
+                limit: if forced.len() > region.len() { usize::MAX } else { self.limit },
+                op,
+            };
+            match f(&build) {
+                Ok(mut built) => {
+                    for unit in built.units() {
+                        unit.init = root_init;
+                    }
+                    // demand the values, not their homes: a home is demanded by its own op
+                    let mut read: Vec<ValueId> = Vec::new();
+                    for &v in &region {
+                        let Some(def) = g.def_op(v) else { continue };
+                        read.extend(g[def].operands.iter().filter(|x| !region.contains(x)));
+                    }
+                    read.extend(seeds.iter().filter(|x| !region.contains(x)));
+                    read.into_iter().for_each(|v| self.demand(v));
+                    return Ok(built);
+                }
+                Err(PullError::Materialise(v)) if forced.insert(v) && !g[op].results.contains(&v) => {}
+                Err(PullError::Materialise(v)) => {
+                    // the root itself is at fault: nothing but views goes with it
+                    let before = forced.len();
+                    forced.extend(region.iter().filter(|x| !self.is_view(**x) && !g[op].results.contains(x)));
+                    if forced.len() == before {
+                        let what = g[op].prim.name();
+                        return Err(PassError::internal(
+                            PASS,
+                            format!("no kernel for {what} (value {})", v.0),
+                        ));
+                    }
+                }
+                Err(PullError::Unsupported(at, message)) => {
+                    return Err(PassError::unsupported(PASS, self.origins, g, at, message));
+                }
+            }
+        }
+    }
+
+    fn is_view(&self, v: ValueId) -> bool {
+        let g = self.unit.graph;
+        g.def_op(v).is_some_and(|op| matches!(class(&g[op].prim), Class::View | Class::Source))
+    }
+
+    /// The values that the kernel of `seeds` computes by itself.
+    fn grow(
+        &self,
+        op: OpId,
+        seeds: &[ValueId],
+        forced: &HashSet<ValueId>,
+        root_init: bool,
+    ) -> HashSet<ValueId> {
+        let g = self.unit.graph;
+        let mut region: HashSet<ValueId> = HashSet::new();
+        let mut heap: BinaryHeap<(usize, ValueId)> = BinaryHeap::new();
+        let mut candidates: HashMap<ValueId, Candidate> = HashMap::new();
+        let mut has_gemm = false;
+        for &s in seeds {
+            let is_root = g.def_op(s) == Some(op);
+            let candidate = Candidate {
+                exclusive_uses: if is_root {
+                    usize::MAX
+                } else {
+                    g[op].operands.iter().filter(|&&o| o == s).count()
+                },
+                at_top: true,
+                // a copy into another buffer or a sequential loop repeats no reduction, but the
+                // engine wants its own domain
+                no_gemm: !is_root,
+                no_heavy: !is_root,
+                ..Candidate::default()
+            };
+            if let Some(def) = g.def_op(s)
+                && candidates.insert(s, candidate).is_none()
+            {
+                heap.push((self.facts.position[def.index()], s));
+            }
+        }
+        while let Some((_, v)) = heap.pop() {
+            let c = candidates[&v];
+            let Some(def) = g.def_op(v) else { continue };
+            let is_root = def == op && seeds.contains(&v);
+            let exclusive = is_root
+                || c.exclusive_uses >= self.facts.uses[v.index()].len()
+                    && !self.facts.output[v.index()]
+                    && !self.demanded[v.index()]
+                    && !self.homes.contains_key(&v);
+            if !is_root && (forced.contains(&v) || !self.takes(v, def, &c, exclusive, has_gemm, root_init)) {
+                continue;
+            }
+            region.insert(v);
+            let prim = &g[def].prim;
+            has_gemm |= class(prim) == Class::Gemm;
+            for (n, &x) in g[def].operands.iter().enumerate() {
+                let Some(x_def) = g.def_op(x) else { continue };
+                let next = candidates.entry(x).or_insert_with(|| {
+                    heap.push((self.facts.position[x_def.index()], x));
+                    Candidate::default()
+                });
+                next.exclusive_uses += exclusive as usize;
+                self.pass_down(next, &c, prim, n, v, x);
+            }
+        }
+        region
+    }
+
+    /// What being operand `n` of `v`'s op means for `x`.
+    fn pass_down(
+        &self,
+        x_info: &mut Candidate,
+        c: &Candidate,
+        prim: &Prim,
+        n: usize,
+        v: ValueId,
+        x: ValueId,
+    ) {
+        let class = class(prim);
+        let mut level = c.level;
+        let mut at_top = c.at_top;
+        match class {
+            Class::Gemm => {
+                x_info.plain = true;
+                level = level.saturating_add(1);
+                at_top = false;
+            }
+            Class::Reduce => {
+                level = level.saturating_add(1);
+                at_top = false;
+            }
+            Class::View => {
+                x_info.plain |= c.plain;
+                if matches!(prim, Prim::Slice { .. }) {
+                    x_info.no_heavy = true;
+                } else if matches!(prim, Prim::Broadcast { .. }) && expands(self.unit, x, v) {
+                    x_info.no_gemm = true;
+                    // a reduction that is broadcast along what encloses it does not depend on it;
+                    // pulling finds out where that is not so
+                    level = 0;
+                    at_top = true;
+                }
+            }
+            // the fill of a pad is a scalar
+            Class::Select if !(matches!(prim, Prim::Pad { .. }) && n == 1) => x_info.no_heavy = true,
+            _ => {}
+        }
+        x_info.no_gemm |= c.no_gemm;
+        x_info.no_heavy |= c.no_heavy;
+        x_info.level = x_info.level.max(level);
+        x_info.at_top |= at_top;
+    }
+
+    /// True where the region takes `v` as an expression; false where it reads its buffer.
+    fn takes(
+        &self,
+        v: ValueId,
+        def: OpId,
+        c: &Candidate,
+        exclusive: bool,
+        has_gemm: bool,
+        root_init: bool,
+    ) -> bool {
+        let f = &self.facts;
+        let i = v.index();
+        let prim = &self.unit.graph[def].prim;
+        let class = class(prim);
+        if matches!(class, Class::Host | Class::Ordered | Class::Const) {
+            return false;
+        }
+        if class == Class::Source {
+            return true;
+        }
+        if self.demanded[i] || self.homes.contains_key(&v) {
+            return false;
+        }
+        if class == Class::View {
+            return true;
+        }
+        // computed once per program
+        if f.constant[i] && !root_init && !f.cheap[i] {
+            return false;
+        }
+        if c.plain && !(f.cheap[i] && f.constant[i]) {
+            return false;
+        }
+        let carries = f.carries_gemm[i] || f.carries_reduce[i];
+        match class {
+            Class::Elementwise if !exclusive => f.cheap[i] && !carries,
+            Class::Elementwise => {
+                let repeats_reduction =
+                    c.level > 0 && carries || c.no_gemm && f.carries_gemm[i] || c.no_heavy && carries;
+                let costly_twice = c.level > 0 && c.at_top && f.weight[i] > 24;
+                !repeats_reduction && !costly_twice
+            }
+            Class::Select => {
+                let elems = static_elems(&self.unit.graph[v].ty.shape);
+                let small = elems.is_some_and(|n| n <= 64);
+                exclusive
+                    && (small || matches!(prim, Prim::Gather { .. }) || pieces(self.unit, def).is_empty())
+            }
+            Class::Reduce => exclusive && c.level == 0 && !c.no_heavy,
+            Class::Gemm => exclusive && c.level == 0 && !c.no_heavy && !c.no_gemm && !has_gemm,
+            _ => false,
+        }
+    }
+}
+
+/// One kernel, or several.
+trait Units {
+    fn units(&mut self) -> &mut [KernelUnit];
+}
+impl Units for KernelUnit {
+    fn units(&mut self) -> &mut [KernelUnit] {
+        std::slice::from_mut(self)
+    }
+}
+impl Units for Vec<KernelUnit> {
+    fn units(&mut self) -> &mut [KernelUnit] {
+        self
+    }
+}

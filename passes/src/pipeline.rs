@@ -1,0 +1,165 @@
+//! The pass pipeline: one table, in order of execution.
+
+use crate::error::{PassError, Result};
+use crate::host::Planned;
+use crate::{Options, graph, host, place};
+use ir::Module;
+use ir::host::Lowered;
+use ir::target::TargetDesc;
+
+/// Names of the forms that a model takes, in order. A stage is what the passes of that stage leave.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Stage {
+    /// As imported.
+    Import,
+    /// Simplified graph of primitives: no composites, no foldable constants, no duplicates.
+    Canonical,
+    /// Kernels and the host schedule, buffers with layouts and places.
+    Kernels,
+    /// Loop IR in tile form.
+    Loops,
+}
+
+impl Stage {
+    pub const ALL: [Stage; 4] = [Stage::Import, Stage::Canonical, Stage::Kernels, Stage::Loops];
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Import => "import",
+            Stage::Canonical => "canonical",
+            Stage::Kernels => "kernels",
+            Stage::Loops => "loops",
+        }
+    }
+    pub fn parse(name: &str) -> Option<Stage> {
+        Stage::ALL.into_iter().find(|s| s.name() == name)
+    }
+}
+
+/// A model on its way.
+#[derive(Clone, Debug)]
+pub enum State {
+    Graph(Module),
+    Planned(Planned),
+    Lowered(Lowered),
+}
+
+/// What passes may ask.
+pub struct Cx<'a> {
+    pub target: &'a TargetDesc,
+    pub options: &'a Options,
+}
+
+/// One row of the pipeline.
+pub struct Pass {
+    pub name: &'static str,
+    /// The stage that the model is in afterwards.
+    pub stage: Stage,
+    /// Why the pass exists, and why it stands where it does.
+    pub reason: &'static str,
+    pub run: fn(State, &Cx) -> Result<State>,
+}
+
+/// THE pipeline.
+pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "inline-composites",
+        stage: Stage::Canonical,
+        reason: "names of composites are hints; every later pass sees primitives only",
+        run: |s, _| on_graph(s, graph::inline_composites),
+    },
+    Pass {
+        name: "fold-constants",
+        stage: Stage::Canonical,
+        reason: "first, so that simplify meets constants where there are any",
+        run: |s, _| on_graph(s, graph::fold_constants),
+    },
+    Pass {
+        name: "simplify",
+        stage: Stage::Canonical,
+        reason: "identities, and branches whose condition is known",
+        run: |s, _| on_graph(s, graph::simplify),
+    },
+    Pass {
+        name: "fold-again",
+        stage: Stage::Canonical,
+        reason: "what simplify brought together may be constant now",
+        run: |s, _| on_graph(s, graph::fold_constants),
+    },
+    Pass {
+        name: "cse",
+        stage: Stage::Canonical,
+        reason: "after the rewrites, which make equal ops out of different ones",
+        run: |s, _| on_graph(s, graph::cse),
+    },
+    Pass {
+        name: "dce",
+        stage: Stage::Canonical,
+        reason: "grouping counts uses: dead ones would keep values in buffers",
+        run: |s, _| on_graph(s, graph::dce),
+    },
+    Pass {
+        name: "group",
+        stage: Stage::Kernels,
+        reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
+        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.options.pull_limit)?)),
+    },
+    Pass {
+        name: "place-buffers",
+        stage: Stage::Kernels,
+        reason: "arena offsets; last, since every pass before it may add buffers",
+        run: |s, _| {
+            let mut p = planned(s)?;
+            place::place(&mut p.buffers, &mut p.steps, &p.module.symbols);
+            Ok(State::Planned(p))
+        },
+    },
+    Pass {
+        name: "lower-kernels",
+        stage: Stage::Loops,
+        reason: "a schedule for each kernel, and the kernel in loop IR under that schedule",
+        run: |s, cx| Ok(State::Lowered(crate::lower_kernels(planned(s)?, cx.target)?)),
+    },
+];
+
+fn module(s: State) -> Result<Module> {
+    match s {
+        State::Graph(m) => Ok(m),
+        _ => Err(PassError::internal("pipeline", "expected a graph")),
+    }
+}
+
+fn on_graph(s: State, pass: impl Fn(&mut Module) -> Result<()>) -> Result<State> {
+    let mut m = module(s)?;
+    pass(&mut m)?;
+    Ok(State::Graph(m))
+}
+
+fn planned(s: State) -> Result<Planned> {
+    match s {
+        State::Planned(p) => Ok(p),
+        _ => Err(PassError::internal("pipeline", "expected kernels")),
+    }
+}
+
+/// Runs the passes up to and including `stage`.
+///
+/// # Errors
+/// The first error of a pass, or of the verifier after it where [`Options::verify`] is set.
+pub fn run_until(module: Module, target: &TargetDesc, options: &Options, stage: Stage) -> Result<State> {
+    let cx = Cx { target, options };
+    let mut state = State::Graph(module);
+    for pass in PASSES.iter().take_while(|p| p.stage <= stage) {
+        state = (pass.run)(state, &cx)?;
+        if options.verify {
+            verify(&state, pass.name)?;
+        }
+    }
+    Ok(state)
+}
+
+fn verify(state: &State, pass: &'static str) -> Result<()> {
+    match state {
+        State::Graph(m) => ir::verify::graph::verify(m).map_err(|error| PassError::Verify { pass, error }),
+        State::Planned(_) | State::Lowered(_) => Ok(()),
+    }
+}
