@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod layout;
 pub mod loops;
 pub mod loops_build;
+pub mod loops_exec;
 pub mod loops_opt;
 pub mod minifloat;
 pub mod prim;

@@ -132,6 +132,12 @@ impl LoopBuilder {
     }
     /// Adds a local array of `elems` elements.
     pub fn local(&mut self, dtype: DType, elems: Dim, space: Space) -> Mem {
+        // code that lays out locals needs their sizes at run time
+        elems.visit_atoms(&mut |a| {
+            if let Atom::Sym(s) = a {
+                self.sym_param(*s);
+            }
+        });
         self.func.locals.push(LocalArray { dtype, elems, space });
         Mem::Local(self.func.locals.len() as u32 - 1)
     }

@@ -83,8 +83,8 @@ impl Format {
     pub fn encode(self, x: f64, saturate: bool) -> u16 {
         let sign = if x.is_sign_negative() { self.sign_bit() } else { 0 };
         if x.is_nan() {
-            // a format without NaN gives zero
-            return self.nan.unwrap_or(0);
+            // a format without NaN has a negative zero for it
+            return self.nan.unwrap_or(self.sign_bit());
         }
         if !self.signed && x < 0.0 {
             return self.nan.unwrap_or(0);

@@ -104,7 +104,7 @@ pub fn encode(b: &mut LoopBuilder, f: Format, v: Val, saturate: bool) -> Val {
     let too_large = b.or(too_large, is_inf);
     let beyond_val = int(b, beyond);
     magnitude = b.select(too_large, beyond_val, magnitude);
-    let nan_bits = int(b, f.nan.unwrap_or(0).into());
+    let nan_bits = int(b, f.nan.unwrap_or(1 << (f.exp_bits + f.man_bits)).into());
     magnitude = b.select(nan, nan_bits, magnitude);
     let width = f.exp_bits + f.man_bits;
     let top = int(b, 31);
@@ -233,7 +233,13 @@ pub fn convert(
     Some(match (from.is_float(), to.is_float()) {
         (true, true) => (float_to_float(b, from_reg, to, v, saturate), is_narrow(to)),
         (false, true) => {
-            let x = b.convert(to_reg, ConvertMode::Plain, v);
+            let x = if matches!(to, DType::BF16 | DType::F8E8M0) && from.bytes() >= 4 {
+                // integers with more digits than f32 must not be rounded twice
+                let x = b.convert(DType::F64, ConvertMode::Plain, v);
+                to_odd_f32(b, x)
+            } else {
+                b.convert(to_reg, ConvertMode::Plain, v)
+            };
             match (format(to), saturate) {
                 (Some(_), true) => (clamp_finite(b, to, x), true),
                 (f, _) => (x, f.is_some()),

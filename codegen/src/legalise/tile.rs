@@ -82,8 +82,7 @@ impl<'a> Legaliser<'a> {
         }
         let regs = tile.regs.clone();
         let dtype = self.func.ty(v).dtype;
-        let regs: Vec<Val> =
-            regs.into_iter().map(|r| narrow::normalise(&mut self.b, dtype, r)).collect();
+        let regs: Vec<Val> = regs.into_iter().map(|r| narrow::normalise(&mut self.b, dtype, r)).collect();
         Ok(regs)
     }
     pub fn scalar(&mut self, v: Val) -> Emit<Val> {
@@ -145,7 +144,9 @@ impl<'a> Legaliser<'a> {
                 let inits = self.flat(carries.iter().map(|c| c.1))?;
                 let (v, inside) = match parallel {
                     None => self.b.open_for(lo, hi, *step, &inits),
-                    Some(Level::Thread) if inits.is_empty() && *step == 1 && self.b.as_index(lo) == Some(0) => {
+                    Some(Level::Thread)
+                        if inits.is_empty() && *step == 1 && self.b.as_index(lo) == Some(0) =>
+                    {
                         (self.b.open_parallel(Level::Thread, hi), Vec::new())
                     }
                     Some(Level::Thread) => {
@@ -397,16 +398,25 @@ impl<'a> Legaliser<'a> {
             B::Min | B::Max | B::And | B::Or | B::Xor => {
                 return self.map2(operands, |b, x, y| b.binary(op, x, y));
             }
-            B::Shr if Self::is_narrow(dtype) => {
-                // the register is wider than the type: shifts by the type's width or more give 0
-                let width = i128::from(dtype.bits());
+            B::Shr => {
+                // by the width or more: all bits become the sign, as they do by the width less 1
                 return self.map2(operands, |b, x, n| {
-                    let shifted = b.binary(op, x, n);
-                    let unsigned = b.bitcast(DType::U32, n);
-                    let limit = b.int(b.ty(unsigned), width);
-                    let inside = b.cmp(CmpOp::Lt, unsigned, limit);
-                    let zero = b.zero(b.ty(x));
-                    b.select(inside, shifted, zero)
+                    let unsigned = if b.dtype(n).bytes() == 8 { DType::U64 } else { DType::U32 };
+                    let width = 8 * b.dtype(n).bytes() as i128;
+                    let count = b.bitcast(unsigned, n);
+                    if b.as_const(count).is_some_and(|c| c.as_int() < width) {
+                        return b.binary(op, x, n);
+                    }
+                    let limit = b.int(b.ty(count), width);
+                    let inside = b.cmp(CmpOp::Lt, count, limit);
+                    if !b.dtype(x).is_signed_int() {
+                        let shifted = b.binary(op, x, n);
+                        let zero = b.zero(b.ty(x));
+                        return b.select(inside, shifted, zero);
+                    }
+                    let most = b.int(b.ty(n), width - 1);
+                    let n = b.select(inside, n, most);
+                    b.binary(op, x, n)
                 });
             }
             B::Div if !float && self.lanes >= 8 && register(dtype).is_some_and(|d| d.bytes() == 4) => {
@@ -478,7 +488,8 @@ impl<'a> Legaliser<'a> {
             let bits = match from_format {
                 Some(f) => narrow::encode(b, f, x, false),
                 None if from == DType::Bool => {
-                    let (one, zero) = (b.int(b.ty(x).with(DType::U32), 1), b.int(b.ty(x).with(DType::U32), 0));
+                    let (one, zero) =
+                        (b.int(b.ty(x).with(DType::U32), 1), b.int(b.ty(x).with(DType::U32), 0));
                     b.select(x, one, zero)
                 }
                 None => x,

@@ -104,14 +104,14 @@ fn atanh(x: f64) -> f64 {
     if x == 0.0 { x } else { (0.5 * (2.0 * a / (1.0 - a)).ln_1p()).copysign(x) }
 }
 
-/// Error function: Taylor series below 3, continued fraction of the complement above
+/// Error function: Taylor series below 1, continued fraction of the complement above
 /// (Abramowitz and Stegun 7.1.6 and 7.1.14); accurate to about 1e-15.
 pub fn erf(x: f64) -> f64 {
     let a = x.abs();
     if x.is_nan() || a == 0.0 {
         return x;
     }
-    let y = if a < 3.0 {
+    let y = if a < 1.0 {
         let (mut term, mut sum) = (a, a);
         let mut n = 1.0;
         while term > sum * 1e-18 {
@@ -121,7 +121,7 @@ pub fn erf(x: f64) -> f64 {
         }
         sum * std::f64::consts::FRAC_2_SQRT_PI * (-a * a).exp()
     } else if a < 6.5 {
-        let f = (1..=60).rev().fold(a, |f, k| a + f64::from(k) / 2.0 / f);
+        let f = (1..=200).rev().fold(a, |f, k| a + f64::from(k) / 2.0 / f);
         1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt()
     } else {
         1.0
@@ -157,6 +157,7 @@ fn int_binary(op: BinaryOp, dtype: DType, a: i128, b: i128) -> i128 {
         BinaryOp::Xor => a ^ b,
         BinaryOp::Shl if (0..width).contains(&b) => a << b,
         BinaryOp::Shr if (0..width).contains(&b) => a >> b,
+        BinaryOp::Shr if a < 0 => -1,
         BinaryOp::Shl | BinaryOp::Shr => 0,
     }
 }
@@ -317,6 +318,7 @@ mod tests {
         assert_eq!(binary(BinaryOp::Rem, DType::I32, i(-7), i(3)), i(-1));
         assert_eq!(binary(BinaryOp::Shl, DType::I32, i(1), i(32)), i(0));
         assert_eq!(binary(BinaryOp::Shr, DType::U8, i(0x80), i(7)), i(1));
+        assert_eq!(binary(BinaryOp::Shr, DType::I32, i(-5), i(40)), i(-1));
         assert_eq!(binary(BinaryOp::Pow, DType::U8, i(3), i(6)), i(729 % 256));
         assert_eq!(unary(UnaryOp::Neg, DType::I8, i(-128)), i(-128));
     }

@@ -116,7 +116,7 @@ impl Math<'_> {
     /// reduced argument. The argument is limited to where results differ from 0 and infinity.
     pub(super) fn exp_parts(&mut self, x: Val, coef: &[f64], lo: Option<Val>) -> (Val, Val) {
         let wide = self.is_f64(x);
-        let (min, max) = if wide { (-746.0, 710.0) } else { (-104.0, 89.0) };
+        let (min, max) = if wide { (-746.0, 711.0) } else { (-104.0, 90.0) };
         let x = self.at_most(x, max);
         let x = self.at_least(x, min);
         // adding 1.5 * 2^52 rounds to an integer, which then lies in the low bits

@@ -123,7 +123,8 @@ impl Math<'_> {
         let (n, d) = (self.mul(ay, scale), self.mul(ax, scale));
         // both infinite: as if both were one; both zero: 0 / 1
         let both_inf = {
-            let (yi, xi) = (self.cmp_c(CmpOp::Eq, ay, f64::INFINITY), self.cmp_c(CmpOp::Eq, ax, f64::INFINITY));
+            let (yi, xi) =
+                (self.cmp_c(CmpOp::Eq, ay, f64::INFINITY), self.cmp_c(CmpOp::Eq, ax, f64::INFINITY));
             self.and(yi, xi)
         };
         let n = self.sel(both_inf, one, n);

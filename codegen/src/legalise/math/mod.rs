@@ -5,12 +5,22 @@
 //! *Elementary Functions*). No library call, no table in memory, no branch but the reduction of huge
 //! arguments of sin, cos and tan, and the loop of a float remainder.
 //!
-//! Largest error in units of the last place, measured by `tests::ulp_table` against f64 (f32) and
-//! against the platform's libm (f64, itself off by up to one):
+//! Largest error in units of the last place, with fused multiply-add (without: erf 4.4 in f32,
+//! up to one more in f64), measured by `tests::ulp_table` against f64 (f32) and against the platform's libm
+//! (f64, itself off by up to one):
 //!
 //! | function | f32 | f64 | | function | f32 | f64 |
 //! |---|---|---|---|---|---|---|
-//! (measured below)
+//! | exp | 1.4 | 1 | | sinh | 1.8 | 2 |
+//! | expm1 | 1.1 | 2 | | cosh | 1.8 | 1 |
+//! | log | 0.8 | 1 | | asinh | 1.5 | 1 |
+//! | log1p | 1.3 | 1 | | acosh | 1.8 | 1 |
+//! | sin | 1.3 | 2 | | atanh | 1.8 | 1 |
+//! | cos | 1.4 | 1 | | tanh | 4.0 | 2 |
+//! | tan | 2.5 | 2 | | erf | 3.8 | 2 |
+//! | asin | 1.9 | 2 | | pow | 0.5 | 6 |
+//! | acos | 1.0 | 1 | | atan2 | 1.7 | 2 |
+//! | atan | 1.9 | 1 | | float rem | 0 | 0 |
 //!
 //! The arguments cover the whole range of the type; results may be denormal. Infinities, zeros (with
 //! sign), NaN and poles follow IEEE 754 and C (Annex F).
