@@ -59,10 +59,7 @@ fn discharge(
         left.retain(|g| {
             !index.iter().enumerate().any(|(d, i)| {
                 let (lo, hi) = buffer.layout.halo[d];
-                let wide = Guard {
-                    expr: i + Dim::from(lo),
-                    bound: &buffer.shape[d] + Dim::from(lo + hi),
-                };
+                let wide = Guard { expr: i + Dim::from(lo), bound: &buffer.shape[d] + Dim::from(lo + hi) };
                 *i == g.expr && buffer.shape[d] == g.bound && inside(&wide, facts)
             })
         });

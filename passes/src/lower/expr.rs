@@ -65,9 +65,7 @@ fn volatile_exprs(k: &Kernel) -> Vec<bool> {
         let of = |ids: &[ExprId]| ids.iter().any(|i| result[i.0 as usize]);
         result.push(match e {
             Expr::Const(..) | Expr::Index(_) | Expr::Inside(_) | Expr::Local(_) => false,
-            Expr::Read { buf, .. } => {
-                k.buffers.get(buf.0 as usize).is_some_and(|b| b.access != Access::Read)
-            }
+            Expr::Read { buf, .. } => k.buffers.get(buf.0 as usize).is_some_and(|b| b.access != Access::Read),
             Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => of(&[*a]),
             Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => of(&[*a, *b]),
             Expr::Select(a, b, c) => of(&[*a, *b, *c]),
@@ -463,10 +461,11 @@ impl<'a> Eval<'a> {
             let fill = self.b.constant(ty, fill);
             return Ok(self.b.close_if(&[fill])[0]);
         }
-        let shape = tile.iter().flat_map(|g| [&g.expr, &g.bound]).map(|d| self.dim_shape(d)).fold(
-            self.dim_shape(&offset),
-            |a, b| (a.0.max(b.0), a.1.max(b.1)),
-        );
+        let shape = tile
+            .iter()
+            .flat_map(|g| [&g.expr, &g.bound])
+            .map(|d| self.dim_shape(d))
+            .fold(self.dim_shape(&offset), |a, b| (a.0.max(b.0), a.1.max(b.1)));
         let ty = Ty::tile(dtype, shape.0, shape.1);
         let fast = match self.affine(&offset) {
             Some(_) => self.all_inside(&tile)?,
@@ -596,7 +595,9 @@ impl<'a> Eval<'a> {
         let (rows, cols) = self.extent_of(&a);
         let t = self.b.ty(value);
         if t.rows > rows || t.cols > cols {
-            return Err(self.fault(format!("stores a {} x {} tile to {rows} x {cols} places", t.rows, t.cols)));
+            return Err(
+                self.fault(format!("stores a {} x {} tile to {rows} x {cols} places", t.rows, t.cols))
+            );
         }
         let masked = cols > 1 && self.valid.is_some();
         let addr = self.address(mem, &a, masked)?;

@@ -43,6 +43,13 @@ struct Nest<'a> {
 impl Nest<'_> {
     fn run(&mut self) -> Result<Dim> {
         self.check()?;
+        if self.extents.values().any(|e| e.is_const(0)) {
+            // strides of an empty kernel may be 0 where its tiles have many rows
+            let none = self.e.b.index(0);
+            self.e.b.open_parallel(Level::Thread, none);
+            self.e.b.close_for(&[]);
+            return Ok(Dim::from(0));
+        }
         if let Some(r) = self.s.rows {
             let extent = self.extents[&r.axis].clone();
             let base = self.e.fresh(extent);
@@ -322,7 +329,9 @@ impl Nest<'_> {
                     return Err(self.e.fault("arg_reduce is expanded before scheduling".into()));
                 }
                 Stmt::Store { axes, buf, index, guards, value, combine } => {
-                    if axes.is_empty() {
+                    if axes.iter().any(|a| a.extent.is_const(0)) {
+                        self.stmt += 1;
+                    } else if axes.is_empty() {
                         let v = self.e.eval(*value)?;
                         self.e.write(*buf, &index[0], guards, v, *combine)?;
                     } else {

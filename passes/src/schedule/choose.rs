@@ -142,8 +142,7 @@ impl<'a> Chooser<'a> {
     fn domain_lanes(&self, axis: &Axis, panel: Option<i64>) -> f64 {
         let vector = self.vector_cost(&axis.extent);
         let work = |w: &Work| {
-            let accesses: f64 =
-                w.accesses.iter().map(|x| self.access_cost(x, axis.var, panel, vector)).sum();
+            let accesses: f64 = w.accesses.iter().map(|x| self.access_cost(x, axis.var, panel, vector)).sum();
             self.a.points(w) * (accesses + w.ops * vector)
         };
         self.a.works.iter().map(work).sum()
@@ -268,9 +267,9 @@ impl<'a> Chooser<'a> {
         let k = self.a.k;
         k.stmts.iter().all(|s| match s {
             Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
-                Expr::Binary(BinaryOp::Mul, x, y) => {
-                    [x, y].iter().all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty()))
-                }
+                Expr::Binary(BinaryOp::Mul, x, y) => [x, y]
+                    .iter()
+                    .all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty())),
                 _ => false,
             },
             Stmt::Reduce { .. } => false,
@@ -385,9 +384,12 @@ impl<'a> Chooser<'a> {
         {
             // what the column operand depends on comes first: its panel then stays in the cache
             let outer = |v: &Var| {
-                self.a.works.iter().filter(|w| w.reduce).flat_map(|w| &w.accesses).any(|x| {
-                    self.a.step(&x.offset, col, panel) != Step::Zero && x.offset.uses_var(*v)
-                })
+                self.a
+                    .works
+                    .iter()
+                    .filter(|w| w.reduce)
+                    .flat_map(|w| &w.accesses)
+                    .any(|x| self.a.step(&x.offset, col, panel) != Step::Zero && x.offset.uses_var(*v))
             };
             let (mut first, last): (Vec<Var>, Vec<Var>) = order.into_iter().partition(|v| outer(v));
             first.retain(|v| *v != col);

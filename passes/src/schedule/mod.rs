@@ -5,6 +5,8 @@
 
 mod analyse;
 pub mod choose;
+#[cfg(test)]
+mod tests;
 pub mod text;
 mod tiles;
 

@@ -89,9 +89,7 @@ impl Schedule {
     pub fn parse(text: &str, kernel: &Kernel) -> Result<Schedule> {
         let names = names(kernel);
         let fail = |what: &str| PassError::internal("schedule", format!("cannot parse `{what}`"));
-        let axis = |n: &str| {
-            names.iter().find(|(m, _)| m == n).map(|(_, v)| *v).ok_or_else(|| fail(n))
-        };
+        let axis = |n: &str| names.iter().find(|(m, _)| m == n).map(|(_, v)| *v).ok_or_else(|| fail(n));
         let number = |n: Option<&str>| n.and_then(|n| n.parse::<u32>().ok());
         let mut s = Schedule::default();
         for clause in text.split(';').map(str::trim).filter(|c| !c.is_empty()) {

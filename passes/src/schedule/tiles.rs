@@ -92,7 +92,8 @@ fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
     // two multiply-adds a cycle of four cycles each keep eight accumulators busy; twelve measured safe
     let needed = if q.contraction { 12.0 } else { 6.0 };
     let busy = (accumulators / needed).min(1.0);
-    let loads = if q.contraction { 1.0 - 0.08 * (1.0 / r + 1.0 / nv) } else { 1.0 - 0.1 / r - 0.02 / nv };
+    // column vectors come from the second-level cache, row elements mostly from the first
+    let loads = if q.contraction { 1.0 - 0.12 / r - 0.06 / nv } else { 1.0 - 0.1 / r - 0.02 / nv };
     let conflict = match q.row_bytes {
         Some(b) if q.contraction && b != 0 && b % SET_STRIDE == 0 && tile.rows > 8 => 0.8,
         _ => 1.0,

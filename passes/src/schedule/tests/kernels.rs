@@ -1,0 +1,343 @@
+use super::*;
+use ir::layout::Frag;
+use ir::prim::CmpOp;
+
+fn matmul(m: i64, n: i64, k: i64, symbolic: bool, panel: Option<usize>) -> Build {
+    let mut b = Build::new(&format!("matmul_{m}_{n}_{k}"));
+    let (md, nd, kd) = (b.size(m, symbolic), Dim::from(n), Dim::from(k));
+    let (ma, mi) = b.axis("m", md.clone());
+    let (na, ni) = b.axis("n", nd.clone());
+    let (ka, ki) = b.axis("k", kd.clone());
+    let (x, w) = (b.input("x", &[md.clone(), kd.clone()]), b.input("w", &[kd, nd.clone()]));
+    let bias = b.input("bias", std::slice::from_ref(&nd));
+    let y = b.output("y", &[md, nd]);
+    if let Some(p) = panel {
+        let frags = vec![
+            Frag { dim: 1, div: p, len: None },
+            Frag { dim: 0, div: 1, len: None },
+            Frag { dim: 1, div: 1, len: Some(p) },
+        ];
+        b.layout(w, Layout { frags, halo: vec![(0, 0); 2] });
+    }
+    b.domain(&[&ma, &na]);
+    let (xv, wv) = (b.read(x, &[&mi, &ki]), b.read(w, &[&ki, &ni]));
+    let p = b.bin(BinaryOp::Mul, xv, wv);
+    let s = b.reduce(Monoid::Sum, &[&ka], p);
+    let c = b.read(bias, &[&ni]);
+    let v = b.bin(BinaryOp::Add, s, c);
+    let zero = b.float(0.0);
+    let v = b.bin(BinaryOp::Max, v, zero);
+    b.store(&[], y, &[&mi, &ni], v);
+    b
+}
+
+#[test]
+fn matmuls_of_all_sizes() {
+    let sizes = [0, 1, 2, 3, 7, 14, 15, 17, 33, 64, 100];
+    let mut r = Random(1);
+    for i in 0..60 {
+        let (m, n, k) = (r.pick(&sizes), r.pick(&sizes), r.pick(&[0, 1, 2, 3, 7, 17, 33]));
+        let panel = r.pick(&[None, Some(16), Some(32), Some(8)]);
+        matmul(m, n, k, i % 2 == 0, panel).check();
+    }
+}
+
+/// An operand of a convolution: how its input is padded.
+#[derive(Clone, Copy, PartialEq)]
+enum Pad {
+    Guards,
+    Halo,
+}
+
+#[derive(Clone, Copy)]
+struct Conv {
+    n: i64,
+    hw: i64,
+    ci: i64,
+    co: i64,
+    groups: i64,
+    kernel: i64,
+    stride: i64,
+    dilation: i64,
+    pad: i64,
+}
+
+/// NHWC convolution with bias-free epilogue; weights `[g, o, i, kh, kw]` packed for a tile of `panel`.
+fn conv(c: Conv, pad: Pad, panel: Option<usize>, symbolic: bool) -> Build {
+    let mut b = Build::new("conv");
+    let n = b.size(c.n, symbolic);
+    let out = (c.hw + 2 * c.pad - c.dilation * (c.kernel - 1) - 1) / c.stride + 1;
+    let (na, ni) = b.axis("n", n.clone());
+    let (ga, gi) = b.axis("g", c.groups);
+    let (oa, oi) = b.axis("oc", c.co);
+    let (ha, hi) = b.axis("oh", out);
+    let (wa, wi) = b.axis("ow", out);
+    let (ia, ii) = b.axis("ic", c.ci);
+    let (kha, khi) = b.axis("kh", c.kernel);
+    let (kwa, kwi) = b.axis("kw", c.kernel);
+    let d = |x: i64| Dim::from(x);
+    let x = b.input("x", &[n.clone(), d(c.groups * c.ci), d(c.hw), d(c.hw)]);
+    let w = b.input("w", &[d(c.groups), d(c.co), d(c.ci), d(c.kernel), d(c.kernel)]);
+    let y = b.output("y", &[n, d(c.groups * c.co), d(out), d(out)]);
+    let mut nhwc = Layout::permuted(&[0, 2, 3, 1]);
+    b.layout(y, nhwc.clone());
+    if pad == Pad::Halo {
+        nhwc.halo[2] = (c.pad as usize, c.pad as usize);
+        nhwc.halo[3] = (c.pad as usize, c.pad as usize);
+    }
+    b.layout(x, nhwc);
+    let f = |dim, div, len| Frag { dim, div, len };
+    let frags = match panel {
+        Some(p) => {
+            let inner = f(1, 1, Some(p));
+            vec![f(0, 1, None), f(1, p, None), f(3, 1, None), f(4, 1, None), f(2, 1, None), inner]
+        }
+        None => [3, 4, 2, 0, 1].map(|dim| f(dim, 1, None)).to_vec(),
+    };
+    b.layout(w, Layout { frags, halo: vec![(0, 0); 5] });
+    b.domain(&[&na, &ga, &oa, &ha, &wa]);
+    let at = |o: &Dim, k: &Dim| o * d(c.stride) + k * d(c.dilation) - d(c.pad);
+    let (ih, iw) = (at(&hi, &khi), at(&wi, &kwi));
+    let guards = [(ih.clone(), d(c.hw)), (iw.clone(), d(c.hw))];
+    let xv = b.guarded(x, &[&ni, &(&gi * d(c.ci) + &ii), &ih, &iw], &guards, 0.0);
+    let wv = b.read(w, &[&gi, &oi, &ii, &khi, &kwi]);
+    let p = b.bin(BinaryOp::Mul, xv, wv);
+    let s = b.reduce(Monoid::Sum, &[&ia, &kha, &kwa], p);
+    b.store(&[], y, &[&ni, &(&gi * d(c.co) + &oi), &hi, &wi], s);
+    b
+}
+
+#[test]
+fn convolutions() {
+    let base = Conv { n: 1, hw: 9, ci: 3, co: 32, groups: 1, kernel: 3, stride: 1, dilation: 1, pad: 1 };
+    let mut r = Random(2);
+    for i in 0..40 {
+        let c = Conv {
+            n: r.pick(&[1, 2]),
+            hw: r.pick(&[5, 7, 14]),
+            ci: r.pick(&[1, 3, 5]),
+            co: r.pick(&[1, 5, 16, 33]),
+            groups: r.pick(&[1, 1, 2]),
+            kernel: r.pick(&[1, 3]),
+            stride: r.pick(&[1, 2]),
+            dilation: r.pick(&[1, 2]),
+            pad: r.pick(&[0, 1, 2]),
+        };
+        let pad = r.pick(&[Pad::Guards, Pad::Halo]);
+        conv(c, pad, r.pick(&[None, Some(16), Some(32)]), i % 3 == 0).check();
+    }
+    conv(base, Pad::Halo, Some(32), false).check();
+    // depthwise
+    for pad in [Pad::Guards, Pad::Halo] {
+        for stride in [1, 2] {
+            let c = Conv { n: 2, ci: 1, co: 1, groups: 37, stride, ..base };
+            conv(c, pad, None, stride == 2).check();
+        }
+    }
+}
+
+#[test]
+fn softmax_and_norms() {
+    for (rows, cols, symbolic) in
+        [(3, 5, false), (7, 16, true), (33, 100, false), (2, 0, true), (1, 257, true)]
+    {
+        for axis in [0, 1] {
+            let mut b = Build::new("softmax");
+            let (rd, cd) = (b.size(rows, symbolic), b.size(cols, symbolic));
+            let (ra, ri) = b.axis("r", rd.clone());
+            let (ca, ci) = b.axis("c", cd.clone());
+            let shape = [rd, cd];
+            let (x, y) = (b.input("x", &shape), b.output("y", &shape));
+            let (outer, inner) = if axis == 1 { (&ra, &ca) } else { (&ca, &ra) };
+            b.domain(&[outer]);
+            let v = b.read(x, &[&ri, &ci]);
+            let m = b.reduce(Monoid::Max, &[inner], v);
+            let s = b.bin(BinaryOp::Sub, v, m);
+            let e = b.un(UnaryOp::Exp, s);
+            let d = b.reduce(Monoid::Sum, &[inner], e);
+            let q = b.bin(BinaryOp::Div, e, d);
+            b.store(&[inner], y, &[&ri, &ci], q);
+            b.check();
+        }
+    }
+}
+
+#[test]
+fn elementwise_with_broadcasts() {
+    for (i, shape) in [[2, 3, 4], [5, 1, 33], [1, 1, 1], [4, 0, 3], [3, 40, 7], [2, 2, 64]].iter().enumerate()
+    {
+        let mut b = Build::new("map");
+        let dims: Vec<Dim> = shape.iter().map(|n| b.size(*n, i % 2 == 1)).collect();
+        let axes: Vec<(Axis, Dim)> = dims.iter().map(|d| b.axis("i", d.clone())).collect();
+        let (x, y) = (b.input("x", &dims), b.output("y", &dims));
+        let c = b.input("c", std::slice::from_ref(&dims[1]));
+        let z = b.output("z", &[dims[2].clone(), dims[0].clone(), dims[1].clone()]);
+        b.domain(&axes.iter().map(|a| &a.0).collect::<Vec<_>>());
+        let at: Vec<&Dim> = axes.iter().map(|a| &a.1).collect();
+        let (xv, cv) = (b.read(x, &at), b.read(c, &[at[1]]));
+        let v = b.bin(BinaryOp::Add, xv, cv);
+        let v = b.un(UnaryOp::Tanh, v);
+        b.store(&[], y, &at, v);
+        b.store(&[], z, &[at[2], at[0], at[1]], v);
+        b.check();
+    }
+}
+
+#[test]
+fn max_pool_with_guards() {
+    for (c, hw, nhwc) in [(3, 6, true), (20, 9, true), (5, 12, false), (1, 3, false)] {
+        let mut b = Build::new("max_pool");
+        let out = (hw + 2 - 3) / 2 + 1;
+        let shape = |n: i64| [Dim::from(2), Dim::from(c), Dim::from(n), Dim::from(n)];
+        let (x, y) = (b.input("x", &shape(hw)), b.output("y", &shape(out)));
+        if nhwc {
+            b.layout(x, Layout::permuted(&[0, 2, 3, 1]));
+            b.layout(y, Layout::permuted(&[0, 2, 3, 1]));
+        }
+        let (na, ni) = b.axis("n", 2);
+        let (ca, ci) = b.axis("c", c);
+        let (ha, hi) = b.axis("h", out);
+        let (wa, wi) = b.axis("w", out);
+        let (ka, ki) = b.axis("kh", 3);
+        let (la, li) = b.axis("kw", 3);
+        b.domain(&[&na, &ca, &ha, &wa]);
+        let at = |o: &Dim, k: &Dim| o * Dim::from(2) + k - Dim::from(1);
+        let (ih, iw) = (at(&hi, &ki), at(&wi, &li));
+        let guards = [(ih.clone(), Dim::from(hw)), (iw.clone(), Dim::from(hw))];
+        let v = b.guarded(x, &[&ni, &ci, &ih, &iw], &guards, f64::NEG_INFINITY);
+        let m = b.reduce(Monoid::Max, &[&ka, &la], v);
+        b.store(&[], y, &[&ni, &ci, &hi, &wi], m);
+        b.check();
+    }
+}
+
+#[test]
+fn gather_and_scatter() {
+    for (n, inner, rows) in [(3, 4, 5), (17, 33, 4), (1, 1, 4), (0, 3, 4), (6, 7, 2)] {
+        for combine in [Combine::Set, Combine::Add] {
+            let mut b = Build::new("scatter");
+            let (nd, id) = (b.size(n, true), Dim::from(inner));
+            let (na, ni) = b.axis("n", nd.clone());
+            let (ia, ii) = b.axis("i", id.clone());
+            let table = b.input("table", &[Dim::from(rows), id.clone()]);
+            let index = b.buf("index", DType::I32, std::slice::from_ref(&nd), Access::Read);
+            let base = b.buf("base", DType::F32, &[Dim::from(rows), id], Access::ReadWrite);
+            b.domain(&[&na, &ia]);
+            let i = b.read(index, &[&ni]);
+            let var = b.k.new_var("row");
+            let row = Dim::from(var);
+            let v = b.read(table, &[&row, &ii]);
+            let v = b.k.expr(Expr::Bind { var, value: i, bound: Dim::from(rows), body: v });
+            let target = b.k.new_var("target");
+            b.k.stmts.push(Stmt::Bind { var: target, value: i, bound: Dim::from(rows) });
+            b.store(&[], base, &[&Dim::from(target), &ii], v);
+            if let Some(Stmt::Store { combine: c, .. }) = b.k.stmts.last_mut() {
+                *c = combine;
+            }
+            b.check();
+        }
+    }
+}
+
+#[test]
+fn arg_max_and_cumulative() {
+    for (rows, cols) in [(3, 7), (17, 33), (1, 1)] {
+        for last in [false, true] {
+            let mut b = Build::new("arg_max");
+            let (ra, ri) = b.axis("r", rows);
+            let (ca, ci) = b.axis("c", cols);
+            let shape = [Dim::from(rows), Dim::from(cols)];
+            let x = b.input("x", &shape);
+            let y = b.buf("y", DType::I64, &shape[..1], Access::Write);
+            let z = b.output("z", &shape);
+            b.domain(&[&ra]);
+            let v = b.read(x, &[&ri, &ci]);
+            let local = b.k.new_local();
+            b.k.stmts.push(Stmt::ArgReduce { local, max: true, last, axis: ca, value: v });
+            let a = b.k.expr(Expr::Local(local));
+            b.store(&[], y, &[&ri], a);
+            // running sum along the row
+            let (oa, oi) = b.axis("o", cols);
+            let sum = b.k.new_local();
+            let zero = b.float(0.0);
+            let (s, v) = (b.k.expr(Expr::Local(sum)), b.read(x, &[&ri, &oi]));
+            let next = b.bin(BinaryOp::Add, s, v);
+            let store = Stmt::Store {
+                axes: Vec::new(),
+                buf: z,
+                index: vec![ri, oi],
+                guards: Vec::new(),
+                value: next,
+                combine: Combine::Set,
+            };
+            let carries = vec![(sum, DType::F32, zero, next)];
+            b.k.stmts.push(Stmt::Ordered { axis: oa, carries, body: vec![store] });
+            b.check();
+        }
+    }
+}
+
+#[test]
+fn concat_and_pads() {
+    let mut b = Build::new("concat");
+    let (ra, ri) = b.axis("r", 5);
+    let (ca, ci) = b.axis("c", 40);
+    let d = |x: i64| Dim::from(x);
+    let (x, y) = (b.input("x", &[d(5), d(13)]), b.input("y", &[d(5), d(27)]));
+    let z = b.output("z", &[d(5), d(40)]);
+    b.domain(&[&ra, &ca]);
+    let v = b.guarded(x, &[&ri, &ci], &[(ci.clone(), d(13))], 0.0);
+    let shifted = &ci - d(13);
+    let w = b.guarded(y, &[&ri, &shifted], &[(shifted.clone(), d(27))], 0.0);
+    let left = b.k.expr(Expr::Inside(vec![Guard { expr: ci.clone(), bound: d(13) }]));
+    let v = b.k.expr(Expr::Select(left, v, w));
+    b.store(&[], z, &[&ri, &ci], v);
+    b.check();
+}
+
+#[test]
+fn divisions_vanish_or_gather() {
+    for (heads, size, symbolic) in [(3, 16, false), (4, 8, true), (2, 5, false)] {
+        // [S, H * D] read as [H, S, D]; and a reversed axis
+        let mut b = Build::new("heads");
+        let s = b.size(6, symbolic);
+        let (h, d) = (Dim::from(heads), b.size(size, symbolic));
+        let width = &h * &d;
+        let (sa, si) = b.axis("s", s.clone());
+        let (ea, ei) = b.axis("e", width.clone());
+        let x = b.input("x", &[h, s.clone(), d.clone()]);
+        let y = b.output("y", &[s.clone(), width.clone()]);
+        b.domain(&[&sa, &ea]);
+        let (q, r) = (ei.floor_div(&d, &b.symbols), ei.modulo(&d, &b.symbols));
+        let v = b.read(x, &[&q, &si, &r]);
+        b.store(&[], y, &[&(&s - Dim::from(1) - &si), &(&width - Dim::from(1) - &ei)], v);
+        b.check();
+    }
+}
+
+#[test]
+fn types_narrow_and_wide() {
+    for (from, to) in [(DType::F16, DType::F32), (DType::I8, DType::I32), (DType::F64, DType::F64)] {
+        let mut b = Build::new("dot");
+        let (ma, mi) = b.axis("m", 9);
+        let (na, ni) = b.axis("n", 20);
+        let (ka, ki) = b.axis("k", 6);
+        let d = |x: i64| Dim::from(x);
+        let x = b.buf("x", from, &[d(9), d(6)], Access::Read);
+        let w = b.buf("w", from, &[d(6), d(20)], Access::Read);
+        let y = b.buf("y", to, &[d(9), d(20)], Access::Write);
+        b.domain(&[&ma, &na]);
+        let (xv, wv) = (b.read(x, &[&mi, &ki]), b.read(w, &[&ki, &ni]));
+        let wide = |b: &mut Build, e| {
+            if from == to { e } else { b.k.expr(Expr::Convert(to, ir::prim::ConvertMode::Plain, e)) }
+        };
+        let (xv, wv) = (wide(&mut b, xv), wide(&mut b, wv));
+        let p = b.bin(BinaryOp::Mul, xv, wv);
+        let s = b.reduce(Monoid::Sum, &[&ka], p);
+        let zero = b.k.expr(Expr::Const(to, Scalar::zero(to)));
+        let positive = b.k.expr(Expr::Cmp(CmpOp::Gt, s, zero));
+        let v = b.k.expr(Expr::Select(positive, s, zero));
+        b.store(&[], y, &[&mi, &ni], v);
+        b.check();
+    }
+}
