@@ -10,18 +10,22 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 mod activations;
+mod attention;
 mod compose;
 mod control;
 mod conv;
 mod elementwise;
 mod gather;
 mod movement;
+mod linear_attention;
+mod loss;
 mod narrow;
 mod norm;
 mod pool;
 mod quant;
 mod random;
 mod reduce;
+mod rnn;
 mod shape;
 mod softmax;
 
@@ -48,16 +52,20 @@ const fn op_in(domain: &'static str, name: &'static str, import: fn(&mut NodeCx)
 /// Every theme.
 static THEMES: &[&[Op]] = &[
     activations::OPS,
+    attention::OPS,
     control::OPS,
     conv::OPS,
     elementwise::OPS,
     gather::OPS,
+    linear_attention::OPS,
+    loss::OPS,
     movement::OPS,
     norm::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
     reduce::OPS,
+    rnn::OPS,
     shape::OPS,
     softmax::OPS,
 ];
