@@ -76,6 +76,26 @@ impl Array {
         Ok(Array { kind, shape, data })
     }
 
+    /// The type that the array has where nobody says that it stands for another.
+    pub fn natural_dtype(&self) -> Option<DType> {
+        Some(match self.kind.as_str() {
+            "f8" => DType::F64,
+            "f4" => DType::F32,
+            "f2" => DType::F16,
+            "i8" => DType::I64,
+            "i4" => DType::I32,
+            "i2" => DType::I16,
+            "i1" => DType::I8,
+            "u8" => DType::U64,
+            "u4" => DType::U32,
+            "u2" => DType::U16,
+            "u1" => DType::U8,
+            "b1" => DType::Bool,
+            k if k.starts_with('U') => DType::String,
+            _ => return None,
+        })
+    }
+
     /// The array as a tensor of `dtype`, where its type stands for that.
     pub fn into_tensor(self, dtype: DType) -> Result<Tensor, String> {
         if dtype == DType::String {

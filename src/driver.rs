@@ -1,6 +1,7 @@
 //! From a model file to something that runs: the one place where all crates meet.
 
-use frontend::Diagnostic;
+use frontend::cases::CaseValue;
+use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
 use ir::host::Lowered;
 use ir::{ConstSource, Dim, Module, Tensor};
 use runtime::{Context, InputView, Limits, Model, Pool, RunError};
@@ -55,7 +56,7 @@ impl Error {
             Error::Import(d) if d.iter().any(|d| d.kind == frontend::Kind::Limit) => 5,
             Error::Import(d) if d.iter().all(|d| d.kind == frontend::Kind::Unsupported) => 3,
             Error::Import(_) | Error::Input(_) | Error::Array(_) => 4,
-            Error::Passes(e) if e.is_unsupported() => 3,
+            Error::Passes(passes::PassError::Unsupported { .. }) => 3,
             Error::Codegen(codegen::CodegenError::UnknownBackend { .. }) | Error::Usage(_) => 2,
             Error::Passes(_) | Error::Codegen(_) => 70,
             Error::Run(RunError::Limit { .. } | RunError::Memory(_)) => 5,
@@ -86,10 +87,69 @@ pub struct Compiled {
 }
 
 /// Reads a model (`.onnx`, `.ksg`) into import-stage graph IR.
-pub fn import(path: &Path, options: &CompileOptions) -> Result<Module, Error> {
+pub fn import(path: &Path, options: &CompileOptions) -> Result<Imported, Error> {
+    import_for(path, options, &[])
+}
+
+/// As [`import`], for a model whose structure (ranks, axes, numbers of results) may depend on what its
+/// inputs hold: where that is so, and only then, small inputs are fixed to `inputs`.
+pub fn import_for(path: &Path, options: &CompileOptions, inputs: &[(String, CaseValue)]) -> Result<Imported, Error> {
     let mut import = frontend::ImportOptions::default();
     import.dims.extend(options.dims.iter().cloned());
-    frontend::load(path, &import).map_err(Error::Import)
+    import.structures.extend(inputs.iter().map(|(name, v)| (name.clone(), structure(v))));
+    let mut first = match frontend::load(path, &import) {
+        Ok(imported) => return Ok(imported),
+        Err(problems) => problems,
+    };
+    // integers decide structure more often than floats do
+    for floats_too in [false, true] {
+        if !first.iter().any(|d| d.code == frontend::Code::Dynamic) {
+            break;
+        }
+        for (name, v) in inputs {
+            if let CaseValue::Tensor(t) = v
+                && t.elems() <= 64
+                && (floats_too || !t.dtype.is_float())
+            {
+                import.constants.insert(name.clone(), t.clone());
+            }
+        }
+        match frontend::load(path, &import) {
+            Ok(imported) => return Ok(imported),
+            // an error about what the caller did not write would only confuse
+            Err(problems) if problems.len() < first.len() => first = problems,
+            Err(_) => {}
+        }
+    }
+    Err(Error::Import(first))
+}
+
+fn structure(v: &CaseValue) -> Structure {
+    match v {
+        CaseValue::Tensor(t) => Structure::Tensor { rank: t.shape.len() },
+        CaseValue::Sequence(items) => Structure::Sequence(items.iter().map(structure).collect()),
+        CaseValue::Absent => Structure::Absent,
+    }
+}
+
+/// The tensors of a value, in order.
+pub fn flatten(v: &CaseValue, out: &mut Vec<Tensor>) {
+    match v {
+        CaseValue::Tensor(t) => out.push(t.clone()),
+        CaseValue::Sequence(items) => items.iter().for_each(|i| flatten(i, out)),
+        CaseValue::Absent => {}
+    }
+}
+
+/// The value of an output made of the tensors that a program returned for it.
+pub fn rebuild(port: &Port, tensors: &mut dyn Iterator<Item = Tensor>) -> Option<CaseValue> {
+    Some(match &port.kind {
+        PortKind::Tensor => CaseValue::Tensor(tensors.next()?),
+        PortKind::Sequence(items) => {
+            CaseValue::Sequence(items.iter().map(|i| rebuild(i, tensors)).collect::<Option<_>>()?)
+        }
+        PortKind::Absent => CaseValue::Absent,
+    })
 }
 
 /// The backend that `options` ask for.
@@ -104,7 +164,7 @@ pub fn backend(options: &CompileOptions) -> Result<Box<dyn codegen::Backend>, Er
 /// Compiles a model file.
 pub fn compile(path: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
     let began = Instant::now();
-    let module = import(path, options)?;
+    let module = import(path, options)?.module;
     let import_ms = ms(began);
     let mut compiled = compile_module(module, options)?;
     compiled.times.import = import_ms;

@@ -35,9 +35,10 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     }
     let options = args.model.options();
     let began = Instant::now();
-    let module = driver::import(&args.model.model, &options)?;
+    let given = args.inputs.read()?;
+    let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
     let import_ms = ms(began.elapsed());
-    let inputs = args.inputs.load(&module)?;
+    let inputs = given.tensors(&module)?;
     let bar = progress("compiling");
     let compiled = driver::compile_module(module, &options)?;
     bar.finish_and_clear();

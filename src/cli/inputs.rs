@@ -3,6 +3,7 @@
 use crate::arrays::{self, Array};
 use crate::driver::{Error, describe_inputs};
 use clap::Args;
+use frontend::cases::CaseValue;
 use ir::{Module, Tensor};
 use std::path::PathBuf;
 
@@ -29,8 +30,8 @@ impl InputArgs {
         !self.input.is_empty() || self.inputs.is_some() || self.random.is_some()
     }
 
-    /// The tensors for the inputs of `module`, in its order.
-    pub(super) fn load(&self, module: &Module) -> Result<Vec<Tensor>, Error> {
+    /// Reads the files.
+    pub(super) fn read(&self) -> Result<Given, Error> {
         let mut arrays: Vec<(String, Array)> = Vec::new();
         if let Some(path) = &self.inputs {
             arrays = arrays::read_npz(path)?;
@@ -41,6 +42,31 @@ impl InputArgs {
             arrays.retain(|(n, _)| n != name);
             arrays.push((name.to_string(), arrays::read_npy(path.as_ref())?));
         }
+        Ok(Given { arrays, random: self.random })
+    }
+}
+
+/// Inputs as they were given, before the model's types are known.
+pub(super) struct Given {
+    arrays: Vec<(String, Array)>,
+    random: Option<u64>,
+}
+
+impl Given {
+    /// The arrays with the types they have by themselves, for a model whose structure depends on them.
+    pub(super) fn values(&self) -> Vec<(String, CaseValue)> {
+        self.arrays
+            .iter()
+            .filter_map(|(name, a)| {
+                let t = a.clone().into_tensor(a.natural_dtype()?).ok()?;
+                Some((name.clone(), CaseValue::Tensor(t)))
+            })
+            .collect()
+    }
+
+    /// The tensors for the inputs of `module`, in its order.
+    pub(super) fn tensors(self, module: &Module) -> Result<Vec<Tensor>, Error> {
+        let mut arrays = self.arrays;
         let wanted = describe_inputs(module);
         let mut tensors = Vec::new();
         for (i, (&v, (name, ty))) in module.graph.inputs.iter().zip(&wanted).enumerate() {

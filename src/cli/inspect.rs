@@ -43,7 +43,7 @@ enum Stage {
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
     let options = args.model.options();
-    let module = driver::import(&args.model.model, &options)?;
+    let module = driver::import(&args.model.model, &options)?.module;
     if args.stage == Some(Stage::Import) {
         println!("{}", ir::text::graph::print(&module));
         return Ok(Outcome::Good);
@@ -63,7 +63,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         Some(Stage::Import | Stage::Graph) => text = ir::text::graph::print(&lowered.module),
         Some(Stage::Kernels) => {
             for k in &lowered.kernels {
-                text += &ir::text::kernel::print(&k.kernel, &lowered.module.symbols);
+                text += &format!("{:#?}", k.kernel);
                 text.push('\n');
             }
         }
@@ -77,7 +77,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         Some(stage) => {
             for f in lowered.kernels.iter().flat_map(|k| &k.variants).map(|v| &v.func) {
                 if stage == Stage::Loops {
-                    text += &ir::text::loops::print(f);
+                    text += &format!("{f:#?}");
                 } else {
                     let machine = codegen::legalise::legalise(f, &backend.target())?;
                     text += &match stage {

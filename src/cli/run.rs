@@ -26,7 +26,8 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
     let options = args.model.options();
     let began = Instant::now();
-    let module = driver::import(&args.model.model, &options)?;
+    let given = args.inputs.read()?;
+    let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
     if !args.inputs.given() && !module.graph.inputs.is_empty() {
         println!("{} wants:", args.model.model.display());
         for (name, ty) in describe_inputs(&module) {
@@ -35,7 +36,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         println!("or --inputs FILE.npz with these names, or --random SEED");
         return Ok(Outcome::Good);
     }
-    let inputs = args.inputs.load(&module)?;
+    let inputs = given.tensors(&module)?;
     let names = module.output_names.clone();
 
     let (outputs, compile_ms, run_ms, host_calls): (Vec<Tensor>, f64, f64, u64);

@@ -1,8 +1,9 @@
 //! `kernelsmith test-cases`: conformance cases, self-judged.
 
 use super::{CompileArgs, Outcome, output_error};
-use crate::driver::{self, CompileOptions, Error};
+use crate::driver::{self, CompileOptions, Error, flatten, rebuild};
 use clap::Args;
+use frontend::Port;
 use frontend::cases::{self, Case, CaseValue};
 use ir::Tensor;
 use std::io::Write;
@@ -58,36 +59,68 @@ fn judge(dir: &Path, args: &TestCasesArgs) -> (&'static str, String) {
 /// The inner error is a wrong result.
 fn run(case: &Case, args: &TestCasesArgs) -> Result<Result<(), String>, Error> {
     let options: CompileOptions = args.compile.options();
-    let module = driver::import(&case.model, &options)?;
-    let names: Vec<String> =
-        module.graph.inputs.iter().map(|&v| module.graph[v].name.clone().unwrap_or_default()).collect();
-    let mut runner: Box<dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>, Error>> = if args.compile.interpreted() {
-        Box::new(move |inputs| Ok(interp::Interp::new(&module).run(inputs)?))
-    } else {
-        let compiled = driver::compile_module(module, &options)?;
-        let mut context = compiled.context();
-        Box::new(move |inputs| compiled.run(&mut context, inputs))
-    };
+    let mut ready: Option<Ready> = None;
     for (k, set) in case.sets.iter().enumerate() {
+        let again = ready.take().filter(|r| !r.specialised);
+        let mut r = match again {
+            Some(r) => r,
+            None => Ready::new(case, &set.inputs, args.compile.interpreted(), &options)?,
+        };
         let mut inputs = Vec::new();
-        for name in &names {
-            match set.inputs.iter().find(|(n, _)| n == name) {
-                Some((_, CaseValue::Tensor(t))) => inputs.push(t.clone()),
-                Some(_) => return Err(Error::Input(format!("input \"{name}\" is not a tensor"))),
-                None => return Err(Error::Input(format!("no data for input \"{name}\""))),
+        for port in &r.inputs {
+            match set.inputs.iter().find(|(n, _)| *n == port.name) {
+                Some((_, v)) => flatten(v, &mut inputs),
+                None => return Err(Error::Input(format!("no data for input \"{}\"", port.name))),
             }
         }
-        let outputs = runner(&inputs)?;
-        if outputs.len() != set.outputs.len() {
-            return Ok(Err(format!("expected {} outputs, found {}", set.outputs.len(), outputs.len())));
+        let mut got = (r.run)(&inputs)?.into_iter();
+        if r.outputs.len() != set.outputs.len() {
+            return Ok(Err(format!("expected {} outputs, found {}", set.outputs.len(), r.outputs.len())));
         }
-        for (i, (got, want)) in outputs.into_iter().zip(&set.outputs).enumerate() {
+        for (i, (port, want)) in r.outputs.iter().zip(&set.outputs).enumerate() {
+            let Some(got) = rebuild(port, &mut got) else { return Ok(Err(format!("output {i} is missing"))) };
             if let Some(want) = want
-                && let Err(e) = cases::compare(&CaseValue::Tensor(got), want, case)
+                && let Err(e) = cases::compare(&got, want, case)
             {
                 return Ok(Err(format!("data set {k}, output {i}: {e}")));
             }
         }
+        ready = Some(r);
     }
     Ok(Ok(()))
+}
+
+type Run = Box<dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>, Error>>;
+
+/// A case's model, compiled.
+struct Ready {
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    /// Sequences and optionals have the structure of one data set.
+    specialised: bool,
+    run: Run,
+}
+
+impl Ready {
+    fn new(
+        case: &Case,
+        inputs: &[(String, CaseValue)],
+        interpreted: bool,
+        options: &CompileOptions,
+    ) -> Result<Ready, Error> {
+        let plain = inputs.iter().all(|(_, v)| matches!(v, CaseValue::Tensor(_)));
+        let (imported, specialised) = match driver::import(&case.model, options) {
+            Ok(imported) if plain => (imported, false),
+            _ => (driver::import_for(&case.model, options, inputs)?, true),
+        };
+        let module = imported.module;
+        let run: Run = if interpreted {
+            Box::new(move |inputs| Ok(interp::Interp::new(&module).run(inputs)?))
+        } else {
+            let compiled = driver::compile_module(module, options)?;
+            let mut context = compiled.context();
+            Box::new(move |inputs| compiled.run(&mut context, inputs))
+        };
+        Ok(Ready { inputs: imported.inputs, outputs: imported.outputs, specialised, run })
+    }
 }

@@ -4,7 +4,7 @@ use super::inputs::InputArgs;
 use super::{ModelArgs, Outcome, progress};
 use crate::driver::{self, Compiled, Error, views};
 use clap::Args;
-use interp::compare::{Comparison, Tolerance, compare};
+use interp::{Comparison, Tolerance, compare};
 use ir::{Layout, Module, Tensor, ValueId};
 use std::collections::HashMap;
 
@@ -24,12 +24,9 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let options = args.model.options();
-    let module = driver::import(&args.model.model, &options)?;
-    let inputs = if args.inputs.given() {
-        args.inputs.load(&module)?
-    } else {
-        InputArgs::with_seed(0).load(&module)?
-    };
+    let given = if args.inputs.given() { args.inputs.read()? } else { InputArgs::with_seed(0).read()? };
+    let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
+    let inputs = given.tensors(&module)?;
     let bar = progress("compiling");
     let compiled = driver::compile_module(module.clone(), &options)?;
     bar.set_message("running");
@@ -41,12 +38,12 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let mut pending = values;
     let outputs_want = interp::Interp::new(canonical).run_with_values(&inputs, &mut |v: ValueId, want: &Tensor| {
         if let Some(got) = pending.remove(&v) {
-            report.add(canonical, v, compare(&got, want, Tolerance::of(want.dtype)), args.verbose);
+            report.add(canonical, v, compare(&got, want, Tolerance::of_network(want.dtype)), args.verbose);
         }
     })?;
     for (i, (got, want)) in outputs.iter().zip(&outputs_want).enumerate() {
         if let Some(&v) = canonical.graph.outputs.get(i) {
-            report.add(canonical, v, compare(got, want, Tolerance::of(want.dtype)), args.verbose);
+            report.add(canonical, v, compare(got, want, Tolerance::of_network(want.dtype)), args.verbose);
         }
     }
     bar.finish_and_clear();
@@ -109,7 +106,7 @@ struct Report {
 impl Report {
     fn add(&mut self, m: &Module, v: ValueId, comparison: Comparison, keep_all: bool) {
         self.compared += 1;
-        let good = comparison.is_close();
+        let good = comparison.passes();
         if good && !keep_all {
             return;
         }
