@@ -7,6 +7,7 @@
 mod entry;
 mod error;
 mod object_check;
+pub mod program;
 pub mod legalise;
 pub mod target;
 

@@ -141,6 +141,7 @@ fn buffer(b: &host::Buffer) -> Result<BufferDef, CodegenError> {
         host::Place::Init => Place::Init,
         host::Place::Input(i) => Place::Input(*i),
         host::Place::Output(i) => Place::Output(*i),
+        host::Place::Own => Place::Own,
         host::Place::Arena { offset } => Place::Arena { offset: size(offset)? },
         host::Place::Alias(of) => Place::Alias(of.0 as usize),
     };
@@ -280,7 +281,8 @@ fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ir::{NoFacts, Sym};
+    use ir::Sym;
+    use ir::dim::NoFacts;
 
     #[test]
     fn sizes_agree_with_dims() {

@@ -22,6 +22,9 @@ pub enum Place {
     Output(usize),
     /// Arena, from this byte offset on.
     Arena { offset: Dim },
+    /// Memory of its own in the context, which grows as needed and is kept from run to run: loop-carried
+    /// values of changing size, stacked scan outputs, results of host functions.
+    Own,
     /// The same bytes as another buffer (reshape, in-place).
     Alias(BufferId),
 }
@@ -64,7 +67,7 @@ pub enum Step {
     /// Evaluates, with the symbols as they are now, `bytes` and (arena) offset of the listed buffers:
     /// arena, output and own ones. These stay in force until the next `Layout` that lists the buffer. The
     /// arena holds `end` bytes from here on; what lies in it is kept where it must grow. An own buffer
-    /// gets capacity for its bytes; what it held is lost.
+    /// gets capacity for its bytes and keeps what it holds.
     Layout { buffers: Vec<BufferId>, end: Dim },
     Call { kernel: usize, args: Vec<BufferId>, origin: OriginId },
     /// Copies the bytes that `to` has since its last `Layout` (same shape and layout; the symbols of

@@ -75,29 +75,29 @@ pub fn schedule(module: Module, pull_limit: usize) -> Result<Planned> {
     Ok(out)
 }
 
-struct Scheduler<'m> {
+pub(crate) struct Scheduler<'m> {
     consts: &'m [ir::ConstData],
     origins: &'m [ir::Origin],
-    symbols: Symbols,
-    out: Planned,
+    pub(crate) symbols: Symbols,
+    pub(crate) out: Planned,
     kernel_ids: HashMap<String, usize>,
     const_buffers: HashMap<ConstId, BufferId>,
     pull_limit: usize,
 }
 
 /// One graph being scheduled.
-struct Frame<'g> {
-    graph: &'g Graph,
-    buffers: HashMap<ValueId, BufferId>,
+pub(crate) struct Frame<'g> {
+    pub(crate) graph: &'g Graph,
+    pub(crate) buffers: HashMap<ValueId, BufferId>,
     plan: Plan,
-    steps: Vec<Step>,
-    init: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) init: Vec<Step>,
     /// The main graph: its outputs may be computed in place.
     main: bool,
 }
 
 impl<'g> Frame<'g> {
-    fn new(graph: &'g Graph, inputs: &[BufferId]) -> Frame<'g> {
+    pub(crate) fn new(graph: &'g Graph, inputs: &[BufferId]) -> Frame<'g> {
         let buffers = graph.inputs.iter().copied().zip(inputs.iter().copied()).collect();
         let (steps, init) = Default::default();
         Frame { graph, buffers, plan: Plan::default(), steps, init, main: false }
@@ -117,7 +117,7 @@ pub fn buffer_bytes(dtype: DType, shape: &[Dim], layout: &Layout, symbols: &Symb
 }
 
 impl Scheduler<'_> {
-    fn buffer(&mut self, name: String, ty: &TensorType, place: Place, value: Option<ValueId>) -> BufferId {
+    pub(crate) fn buffer(&mut self, name: String, ty: &TensorType, place: Place, value: Option<ValueId>) -> BufferId {
         let layout = Layout::row_major(ty.rank());
         let bytes = buffer_bytes(ty.dtype, &ty.shape, &layout, &self.symbols);
         let shape = ty.shape.clone();
@@ -126,17 +126,17 @@ impl Scheduler<'_> {
     }
 
     /// A place in the arena whose offset is planned later.
-    fn arena() -> Place {
+    pub(crate) fn arena() -> Place {
         Place::Arena { offset: Dim::from(0) }
     }
 
     /// A step that `place` fills in.
-    fn layout(&self) -> Step {
+    pub(crate) fn layout(&self) -> Step {
         Step::Layout { buffers: Vec::new(), end: Dim::from(0) }
     }
 
     /// The buffer of a value that lies in one of its own.
-    fn value(&mut self, f: &mut Frame, v: ValueId) -> BufferId {
+    pub(crate) fn value(&mut self, f: &mut Frame, v: ValueId) -> BufferId {
         if let Some(&b) = f.buffers.get(&v) {
             return b;
         }
@@ -186,7 +186,7 @@ impl Scheduler<'_> {
     }
 
     /// Schedules the kernels and control flow of one graph.
-    fn graph(&mut self, f: &mut Frame) -> Result<()> {
+    pub(crate) fn graph(&mut self, f: &mut Frame) -> Result<()> {
         let symbols = self.symbols.clone();
         let unit = Unit { graph: f.graph, consts: self.consts, symbols: &symbols };
         f.plan = plan(unit, self.origins, self.pull_limit)?;
@@ -283,6 +283,22 @@ impl Scheduler<'_> {
                 self.out.buffers[result.0 as usize].bytes = capacity;
                 self.generated(f, op, Generated::Compact, Some(count));
                 f.steps.push(Step::BindSym { sym: *sym, from: count, origin });
+                f.steps.push(self.layout());
+            }
+            Prim::If { defines } => self.if_op(f, op, defines)?,
+            Prim::Loop { carried, carried_syms, defines } => {
+                self.loop_op(f, op, *carried, carried_syms, defines)?;
+            }
+            Prim::Host { func, defines } => {
+                let args = op.operands.iter().map(|&v| self.value(f, v)).collect();
+                let mut results = Vec::new();
+                for &v in &op.results {
+                    let b = self.value(f, v);
+                    self.out.buffers[b.0 as usize].place = Place::Own;
+                    results.push(b);
+                }
+                let defines = defines.clone();
+                f.steps.push(Step::Host { func: func.clone(), args, results, defines, origin });
                 f.steps.push(self.layout());
             }
             _ => {

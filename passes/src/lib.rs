@@ -15,6 +15,7 @@
 //!
 //! [`pipeline::PASSES`] is the order of execution, [`compile`] the way in.
 
+mod control;
 pub mod error;
 pub mod facts;
 pub mod graph;
