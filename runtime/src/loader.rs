@@ -348,11 +348,108 @@ fn provided(name: &str) -> Result<u64, LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use format::abi::{KernelArgs, KernelStatus};
+    use object::write::{Object, Relocation, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, RelocationFlags, SectionKind, SymbolFlags, SymbolScope};
+
+    /// An object with the function `f` of this code, and a relocation of the given type at `at` to a symbol.
+    fn object(code: &[u8], target: &str, kind: elf::RelocationType, at: u64) -> Vec<u8> {
+        let mut file = Object::new(BinaryFormat::Elf, Architecture::X86_64, object::Endianness::Little);
+        let text = file.section_id(object::write::StandardSection::Text);
+        let symbol = |name: &str, section| Symbol {
+            name: name.into(),
+            value: 0,
+            size: 0,
+            kind: SymbolKind::Text,
+            scope: SymbolScope::Dynamic,
+            weak: false,
+            section,
+            flags: SymbolFlags::None,
+        };
+        let f = file.add_symbol(symbol("f", SymbolSection::Undefined));
+        file.add_symbol_data(f, text, code, 16);
+        let to = file.add_symbol(symbol(target, SymbolSection::Undefined));
+        let flags = RelocationFlags::Elf { r_type: kind };
+        let relocation = Relocation { offset: at, symbol: to, addend: -4, flags };
+        file.add_relocation(text, relocation).unwrap();
+        file.write().unwrap()
+    }
+
+    /// `memset(args.bufs[0], begin, end)`, reached by the given code and relocation.
+    fn fill(reach: &[u8], kind: elf::RelocationType) -> Vec<u8> {
+        // mov rdi, [rdi]; mov rdi, [rdi]; sub rsp, 8; ...; add rsp, 8; ret
+        let mut code = vec![0x48, 0x8b, 0x3f, 0x48, 0x8b, 0x3f, 0x48, 0x83, 0xec, 0x08];
+        code.extend(reach);
+        let at = code.len() as u64;
+        code.extend([0, 0, 0, 0, 0x48, 0x83, 0xc4, 0x08, 0xc3]);
+        object(&code, "memset", kind, at)
+    }
+
+    #[test]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn calls_what_it_provides() {
+        let direct: &[u8] = &[0xe8];
+        let by_slot: &[u8] = &[0xff, 0x15];
+        let objects = [
+            fill(direct, elf::R_X86_64_PLT32),
+            fill(by_slot, elf::R_X86_64_GOTPCRELX),
+            fill(by_slot, elf::R_X86_64_GOTPCREL),
+            fill(direct, elf::R_X86_64_PC32),
+        ];
+        let image = CodeImage::load(&objects).unwrap();
+        for i in 0..objects.len() {
+            let f = image.function(i, "f").unwrap();
+            let mut bytes = [0u8; 64];
+            let bufs = [bytes.as_mut_ptr()];
+            let mut status = KernelStatus::default();
+            let args = KernelArgs {
+                bufs: bufs.as_ptr(),
+                syms: std::ptr::null(),
+                scratch: std::ptr::null_mut(),
+                status: &mut status,
+            };
+            // SAFETY: the code above fills `end` bytes of the first operand with `begin`.
+            unsafe { f(&args, 7, 60) };
+            assert!(bytes[..60].iter().all(|b| *b == 7) && bytes[60..].iter().all(|b| *b == 0), "object {i}");
+        }
+        assert!(image.bytes() > 0);
+        assert!(matches!(image.function(0, "g"), Err(LoadError::NoFunction { .. })));
+    }
+
+    #[test]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    fn refuses_what_it_does_not_know() {
+        let load = |o: Vec<u8>| CodeImage::load(&[o]).map(|_| ());
+        let call = [0xe8, 0, 0, 0, 0, 0xc3];
+        let system = object(&call, "system", elf::R_X86_64_PLT32, 1);
+        assert_eq!(load(system), Err(LoadError::Undefined("system".into())));
+        let absolute = object(&call, "memset", elf::R_X86_64_32S, 1);
+        assert_eq!(load(absolute), Err(LoadError::Relocation(elf::R_X86_64_32S.0)));
+        let outside = object(&call, "memset", elf::R_X86_64_PLT32, 3);
+        assert_eq!(load(outside), Err(LoadError::OutOfRange));
+        let far = object(&call, "memset", elf::R_X86_64_PLT32, u64::MAX - 1);
+        assert_eq!(load(far), Err(LoadError::OutOfRange));
+
+        let mut data = Object::new(BinaryFormat::Elf, Architecture::X86_64, object::Endianness::Little);
+        let section = data.add_section(Vec::new(), b".data".to_vec(), SectionKind::Data);
+        data.append_section_data(section, &[1], 1);
+        assert_eq!(load(data.write().unwrap()), Err(LoadError::WritableData(".data".into())));
+        let foreign = Object::new(BinaryFormat::Elf, Architecture::Aarch64, object::Endianness::Little);
+        assert!(matches!(load(foreign.write().unwrap()), Err(LoadError::Machine { .. })));
+    }
 
     #[test]
     fn refuses_what_is_no_object() {
         assert!(matches!(CodeImage::load(&[b"".as_slice()]), Err(LoadError::Malformed(_))));
         assert!(matches!(CodeImage::load(&[[0u8; 64]]), Err(LoadError::Malformed(_))));
+        // a good object, cut off or damaged anywhere, is refused or loaded but never a panic
+        let good = fill(&[0xe8], elf::R_X86_64_PLT32);
+        for at in 0..good.len() {
+            let _ = CodeImage::load(&[&good[..at]]);
+            let mut bad = good.clone();
+            bad[at] ^= 0xff;
+            let _ = CodeImage::load(&[bad]);
+        }
     }
 
     #[test]
