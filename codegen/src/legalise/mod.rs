@@ -61,6 +61,8 @@
 mod math;
 mod memory;
 mod narrow;
+#[cfg(test)]
+mod tests;
 mod tile;
 
 use crate::{CodegenError, Fault};

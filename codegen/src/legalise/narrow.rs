@@ -228,7 +228,8 @@ pub fn convert(
     if from == DType::Bool {
         let one = b.constant(out, ir::dtype::Scalar::of(to_reg, 1.0));
         let zero = b.zero(out);
-        return Some((b.select(v, one, zero), false));
+        // the one type without a zero
+        return Some((b.select(v, one, zero), to == DType::F8E8M0));
     }
     Some(match (from.is_float(), to.is_float()) {
         (true, true) => (float_to_float(b, from_reg, to, v, saturate), is_narrow(to)),
@@ -296,12 +297,14 @@ fn clamp_finite(b: &mut LoopBuilder, to: DType, v: Val) -> Val {
 }
 
 fn float_to_float(b: &mut LoopBuilder, from_reg: DType, to: DType, v: Val, saturate: bool) -> Val {
+    if to == DType::F64 {
+        let v = b.convert(DType::F64, ConvertMode::Plain, v);
+        return if saturate { clamp_finite(b, to, v) } else { v };
+    }
     let v = if saturate { clamp_finite(b, to, v) } else { v };
     match (from_reg, to) {
-        (DType::F64, DType::F64) => v,
         (DType::F64, DType::F32) => b.convert(DType::F32, ConvertMode::Plain, v),
         (DType::F64, _) => to_odd_f32(b, v),
-        (_, DType::F64) => b.convert(DType::F64, ConvertMode::Plain, v),
         _ => v,
     }
 }

@@ -26,7 +26,7 @@ pub fn wrap(dtype: DType, i: i128) -> i128 {
     if dtype == DType::Bool {
         return i128::from(i != 0);
     }
-    if (lo..=hi).contains(&i) { i } else { (i - lo).rem_euclid(hi - lo + 1) + lo }
+    if (lo..=hi).contains(&i) { i } else { i.wrapping_sub(lo).rem_euclid(hi - lo + 1) + lo }
 }
 
 pub fn unary(op: UnaryOp, dtype: DType, s: Scalar) -> Scalar {
@@ -175,7 +175,7 @@ fn int_pow(dtype: DType, base: i128, exp: i128) -> i128 {
     let (mut result, mut square, mut e) = (1i128, base, exp);
     while e > 0 {
         if e & 1 == 1 {
-            result = wrap(dtype, result * square);
+            result = wrap(dtype, result.wrapping_mul(square));
         }
         square = wrap(dtype, square.wrapping_mul(square));
         e >>= 1;

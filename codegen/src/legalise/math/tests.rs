@@ -30,7 +30,10 @@ fn target(vector_bits: u32, has_fma: bool) -> TargetDesc {
 const WIDTH: i64 = 16;
 
 /// z[i] = f(x[i], y[i]) on rows of 16.
-fn function(dtype: DType, f: impl FnOnce(&mut LoopBuilder, ir::loops::Val, ir::loops::Val) -> ir::loops::Val) -> Func {
+fn function(
+    dtype: DType,
+    f: impl FnOnce(&mut LoopBuilder, ir::loops::Val, ir::loops::Val) -> ir::loops::Val,
+) -> Func {
     let mut b = LoopBuilder::new("f");
     let x = b.buf("x", dtype, false, 64);
     let y = b.buf("y", dtype, false, 64);
@@ -96,9 +99,44 @@ fn ulps(dtype: DType, got: f64, want: f64) -> f64 {
 /// Deterministic arguments: special ones, small ones, and patterns of the whole range.
 fn arguments(dtype: DType, n: usize, seed: u64) -> Vec<f64> {
     let special = [
-        0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-40, -1e-40, 1e-310,
-        3.0, -3.0, 88.5, 88.8, -87.5, -103.5, -104.5, 709.5, 710.0, -745.0, 1e10, 1e20, -1e30, 1e300, 0.9999999,
-        1.0000001, -0.9999999, 1e-20, 33.0, 6.0, 9.5, 1e6, 1e5, 4e15,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        -0.5,
+        2.0,
+        -2.0,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        1e-40,
+        -1e-40,
+        1e-310,
+        3.0,
+        -3.0,
+        88.5,
+        88.8,
+        -87.5,
+        -103.5,
+        -104.5,
+        709.5,
+        710.0,
+        -745.0,
+        1e10,
+        1e20,
+        -1e30,
+        1e300,
+        0.9999999,
+        1.0000001,
+        -0.9999999,
+        1e-20,
+        33.0,
+        6.0,
+        9.5,
+        1e6,
+        1e5,
+        4e15,
     ];
     let mut s = seed;
     let mut next = || {
@@ -195,7 +233,20 @@ fn two_operands() {
         for dtype in [DType::F32, DType::F64] {
             let n = 20_000;
             let (mut x, mut y) = (arguments(dtype, n, 1), arguments(dtype, n, 99));
-            let special = [0.0, -0.0, 1.0, -1.0, 2.0, -3.0, 0.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e300, -7.0];
+            let special = [
+                0.0,
+                -0.0,
+                1.0,
+                -1.0,
+                2.0,
+                -3.0,
+                0.5,
+                f64::INFINITY,
+                f64::NEG_INFINITY,
+                f64::NAN,
+                1e300,
+                -7.0,
+            ];
             let special = special.map(|s| eval::normalise(dtype, Scalar::Float(s)).as_f64());
             for (i, (a, b)) in special.iter().flat_map(|a| special.map(|b| (*a, b))).enumerate() {
                 (x[i], y[i]) = (a, b);
@@ -208,7 +259,11 @@ fn two_operands() {
                     x[i] = -x[i];
                 }
             }
-            for (op, bound) in [(BinaryOp::Pow, if dtype == DType::F64 { 8.0 } else { 1.0 }), (BinaryOp::Atan2, 3.0), (BinaryOp::Rem, 0.0)] {
+            for (op, bound) in [
+                (BinaryOp::Pow, if dtype == DType::F64 { 8.0 } else { 1.0 }),
+                (BinaryOp::Atan2, 3.0),
+                (BinaryOp::Rem, 0.0),
+            ] {
                 let f = function(dtype, |b, x, y| b.binary(op, x, y));
                 let got = run(&f, &target(512, fma), dtype, &x, &y);
                 let mut worst = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -246,7 +301,8 @@ fn integer_powers_and_quotients() {
     let f = b.finish(Launch::default());
     let values = [0, 1, -1, 3, -7, 13, i32::MIN, i32::MAX];
     let pairs: Vec<(i32, i32)> = values.into_iter().flat_map(|a| values.map(|b| (a, b))).collect();
-    let raw = |f: &dyn Fn(&(i32, i32)) -> i32| pairs.iter().flat_map(|p| f(p).to_le_bytes()).collect::<Vec<u8>>();
+    let raw =
+        |f: &dyn Fn(&(i32, i32)) -> i32| pairs.iter().flat_map(|p| f(p).to_le_bytes()).collect::<Vec<u8>>();
     for t in [target(512, true), target(128, false)] {
         let m = legalise(&f, &t).unwrap();
         let mut bufs = [raw(&|p| p.0), raw(&|p| p.1), vec![0; 3 * 64 * 4]];
