@@ -117,7 +117,13 @@ pub fn buffer_bytes(dtype: DType, shape: &[Dim], layout: &Layout, symbols: &Symb
 }
 
 impl Scheduler<'_> {
-    pub(crate) fn buffer(&mut self, name: String, ty: &TensorType, place: Place, value: Option<ValueId>) -> BufferId {
+    pub(crate) fn buffer(
+        &mut self,
+        name: String,
+        ty: &TensorType,
+        place: Place,
+        value: Option<ValueId>,
+    ) -> BufferId {
         let layout = Layout::row_major(ty.rank());
         let bytes = buffer_bytes(ty.dtype, &ty.shape, &layout, &self.symbols);
         let shape = ty.shape.clone();

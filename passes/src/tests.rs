@@ -342,3 +342,53 @@ fn zero_sizes() {
         out
     });
 }
+
+#[test]
+fn branches() {
+    let mut b = Builder::new("if");
+    let n = b.symbol("n", 0, 100);
+    let x = b.input("x", DType::F32, vec![n.clone(), Dim::from(3)]);
+    let c = b.input("c", DType::Bool, vec![]);
+    let y = b.if_(c, |b| Ok::<_, ir::IrError>(vec![b.exp(x)?]), |b| Ok(vec![b.concat(&[x, x], 0)?])).unwrap();
+    let z = b.neg(y[0]).unwrap();
+    let m = b.finish(&[("z".into(), z), ("y".into(), y[0])]).unwrap();
+    for (n, c) in [(4, 0), (4, 1), (0, 0)] {
+        check(&m, &[data(DType::F32, &[n, 3], 1), Tensor::new(DType::Bool, vec![], vec![c])]);
+    }
+}
+
+#[test]
+fn loops() {
+    use ir::build::LoopStep;
+    // two carried values of which one grows, the other swaps with a third; scans; a nested branch
+    let mut b = Builder::new("loop");
+    let n = b.symbol("n", 0, 100);
+    let x = b.input("x", DType::F32, vec![n, Dim::from(2)]);
+    let row = b.input("row", DType::F32, vec![Dim::from(1), Dim::from(2)]);
+    let other = b.input("other", DType::F32, vec![Dim::from(1), Dim::from(2)]);
+    let trip = b.input("trip", DType::I64, vec![]);
+    let results = b
+        .loop_(Some(trip), None, &[x, row, other], |b, i, c| {
+            let grown = b.concat(&[c[0], c[1]], 0)?;
+            let i = b.convert(i, DType::F32)?;
+            let i = b.broadcast_to(i, &[Dim::from(1), Dim::from(2)])?;
+            let next = b.add(c[1], i)?;
+            let sum = b.reduce_sum(grown, &[0], false)?;
+            let limit = b.scalar(DType::F32, 1e3)?;
+            let all = b.reduce_sum(grown, &[0, 1], false)?;
+            let cond = b.lt(all, limit)?;
+            Ok::<_, ir::IrError>(LoopStep { cond, carried: vec![grown, c[2], next], scans: vec![sum, i] })
+        })
+        .unwrap();
+    let outputs: Vec<(String, V)> = results.iter().enumerate().map(|(i, &v)| (format!("y{i}"), v)).collect();
+    let m = b.finish(&outputs).unwrap();
+    for (n, trip) in [(2, 0i64), (2, 1), (3, 5), (0, 7)] {
+        let inputs = [
+            data(DType::F32, &[n, 2], 1),
+            data(DType::F32, &[1, 2], 2),
+            data(DType::F32, &[1, 2], 3),
+            Tensor::from_i64(vec![], &[trip]),
+        ];
+        check(&m, &inputs);
+    }
+}
