@@ -6,5 +6,6 @@
 pub mod access;
 pub mod axes;
 mod expr;
+pub mod generated;
 pub mod nest;
 pub mod space;

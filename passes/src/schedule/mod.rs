@@ -11,11 +11,11 @@ pub mod text;
 mod tiles;
 
 use crate::error::Result;
-use crate::lower::{access, axes, nest, space::VarFacts};
+use crate::lower::{access, axes, generated, nest, space::VarFacts};
 use ir::host::{LoweredKernel, Variant};
 use ir::kernel::Kernel;
 use ir::target::TargetDesc;
-use ir::{Symbols, Var};
+use ir::{Dim, Symbols, Var};
 
 /// What happens at the end of an axis that is no multiple of its column tile.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -101,6 +101,16 @@ pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
 /// # Errors
 /// Where the kernel is malformed, or of a kind that has no lowering.
 pub fn lower_kernel(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<LoweredKernel> {
+    if let Some(what) = &kernel.generated {
+        let func = generated::lower(kernel, what, symbols)?;
+        let schedule = "scalar \"generated: one element at a time\"".to_string();
+        return Ok(LoweredKernel {
+            kernel: kernel.clone(),
+            variants: vec![Variant { guards: Vec::new(), schedule, func }],
+            scalar_reason: Some("generated: one element at a time".into()),
+            flops: Dim::from(0),
+        });
+    }
     let normal = normal_form(kernel, symbols)?;
     let mut variants = Vec::new();
     let mut scalar_reason = None;

@@ -1,6 +1,6 @@
 //! Evaluates a kernel point by point, straight from its definition.
 
-use super::exec::Memory;
+use super::Memory;
 use ir::dtype::Scalar;
 use ir::kernel::{Axis, BufId, Expr, ExprId, Guard, Kernel, Stmt};
 use ir::loops_opt::eval;

@@ -341,3 +341,55 @@ fn types_narrow_and_wide() {
         b.check();
     }
 }
+
+/// Lines of a generated kernel, checked against what sorting in Rust gives.
+#[test]
+fn sorts_and_compacts() {
+    for (rows, n, inner) in [(2usize, 0usize, 1usize), (1, 1, 1), (3, 2, 2), (2, 7, 1), (1, 33, 3), (2, 64, 1)] {
+        for descending in [false, true] {
+            let shape = [Dim::from(rows), Dim::from(n), Dim::from(inner)];
+            let mut b = Build::new("top_k");
+            let x = b.input("x", &shape);
+            let v = b.output("v", &shape);
+            let i = b.buf("i", DType::I64, &shape, Access::Write);
+            b.k.generated = Some(ir::kernel::Generated::TopK { axis: 1, largest: descending });
+            let total = rows * n * inner;
+            let mut r = Random(n as u64);
+            let data: Vec<f32> = (0..total)
+                .map(|_| if r.below(9) == 0 { f32::NAN } else { r.below(7) as f32 - 3.0 })
+                .collect();
+            let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+            let lowered = lower_kernel(&b.k, &b.symbols, &avx512()).unwrap();
+            let func = &lowered.variants[0].func;
+            let mut bufs = vec![Vec::new(); 3];
+            bufs[x.0 as usize] = bytes(&data);
+            bufs[v.0 as usize] = vec![0; total * 4];
+            bufs[i.0 as usize] = vec![0; total * 8];
+            loops_exec::execute(func, &mut bufs, &[], 0, (rows * inner) as i64).unwrap();
+            for (row, c) in (0..rows).flat_map(|r| (0..inner).map(move |c| (r, c))) {
+                let at = |k: usize| (row * n + k) * inner + c;
+                let mut order: Vec<usize> = (0..n).collect();
+                let rank = |k: usize| if data[at(k)].is_nan() { f32::INFINITY } else { data[at(k)] };
+                order.sort_by(|a, b| {
+                    let (a, b) = (rank(*a), rank(*b));
+                    if descending { b.total_cmp(&a) } else { a.total_cmp(&b) }
+                });
+                for (k, o) in order.iter().enumerate() {
+                    let got = i64::from_le_bytes(bufs[2][at(k) * 8..][..8].try_into().unwrap());
+                    assert_eq!(got, *o as i64, "line {row} {c} of {n}, place {k}");
+                    assert_eq!(bufs[1][at(k) * 4..][..4], data[at(*o)].to_le_bytes());
+                }
+            }
+        }
+    }
+    let mut b = Build::new("compact");
+    let n = Dim::from(5);
+    b.buf("mask", DType::Bool, std::slice::from_ref(&n), Access::Read);
+    b.buf("found", DType::I64, &[n], Access::Write);
+    b.buf("count", DType::I64, &[], Access::Write);
+    b.k.generated = Some(ir::kernel::Generated::Compact);
+    let lowered = lower_kernel(&b.k, &b.symbols, &avx512()).unwrap();
+    let mut bufs = vec![vec![1, 0, 0, 1, 1], vec![0; 40], vec![0; 8]];
+    loops_exec::execute(&lowered.variants[0].func, &mut bufs, &[], 0, 1).unwrap();
+    assert_eq!((bufs[2][0], bufs[1][0], bufs[1][8], bufs[1][16]), (3, 0, 3, 4));
+}
