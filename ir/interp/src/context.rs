@@ -2,6 +2,7 @@
 //! the budget that every allocation and all work is charged to.
 
 use crate::error::OpError;
+use crate::view::View;
 use ir::dim::NoFacts;
 use ir::tensor::checked_elems;
 use ir::{Atom, DType, Dim, Sym, Symbols, Tensor, TensorType};
@@ -212,7 +213,7 @@ impl<'a> Cx<'a> {
     /// (`past + 1`).
     pub(crate) fn unify(
         &self,
-        values: &[(&TensorType, &Tensor)],
+        values: &[(&TensorType, View)],
         what: &str,
         may_bind: &dyn Fn(Sym) -> bool,
     ) -> Result<(), OpError> {
@@ -221,8 +222,7 @@ impl<'a> Cx<'a> {
             if ty.dtype != t.dtype || ty.shape.len() != t.shape.len() {
                 let dims: Vec<String> = ty.shape.iter().map(|d| self.show(d)).collect();
                 let expected = format!("{}[{}]", ty.dtype, dims.join(", "));
-                let found = format!("{}{:?}", t.dtype, t.shape);
-                return Err(OpError::mismatch(format!("{what} {i}"), expected, found));
+                return Err(OpError::mismatch(format!("{what} {i}"), expected, t.describe()));
             }
             // tensors are in memory, so their extents fit
             open.extend(ty.shape.iter().zip(t.shape.iter().map(|&n| n as i64)));

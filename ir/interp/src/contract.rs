@@ -216,7 +216,7 @@ pub(crate) fn convolve(
         let found = format!("{} and {}, {groups} groups", x.describe(), w.describe());
         return Err(OpError::mismatch("convolution", expected, found));
     }
-    if w.shape[1].checked_mul(groups) != Some(x.shape[1]) || w.shape[0] % groups != 0 {
+    if w.shape[1].checked_mul(groups) != Some(x.shape[1]) || !w.shape[0].is_multiple_of(groups) {
         let expected = format!("weights [{groups}*Co, {}/{groups}, ...]", x.shape[1]);
         return Err(OpError::mismatch("channels", expected, w.describe()));
     }

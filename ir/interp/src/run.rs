@@ -61,15 +61,15 @@ impl<'m> Interp<'m> {
                 let name = value.name.clone().unwrap_or_default();
                 InterpError::Input { index, name, source: Box::new(source) }
             };
-            View::of(t).map_err(at)?;
+            let view = View::of(t).map_err(at)?;
             // one by one first, for a message that names the input
-            let known = cx.unify(&[(&value.ty, t)], "input", &entry);
+            let known = cx.unify(&[(&value.ty, view)], "input", &entry);
             if let Err(source) = known
                 && !matches!(source, OpError::Unbound(_))
             {
                 return Err(at(source));
             }
-            values.push((&value.ty, t));
+            values.push((&value.ty, view));
         }
         // what took more than one input to solve
         cx.unify(&values, "input", &entry).map_err(|source| InterpError::Input {
@@ -220,15 +220,8 @@ impl<'a> Run<'a> {
         if results.len() != op.results.len() {
             return Err(OpError::mismatch("results", op.results.len(), results.len()));
         }
-        let mut pairs: Vec<(&TensorType, &Tensor)> = Vec::new();
-        for (&v, slot) in op.results.iter().zip(results) {
-            match slot {
-                Slot::Held(held) => pairs.push((&graph[v].ty, &held.tensor)),
-                Slot::Input(t) => pairs.push((&graph[v].ty, t)),
-                // a constant has its own static type
-                Slot::Const(_) => {}
-            }
-        }
+        let types = op.results.iter().map(|&v| &graph[v].ty);
+        let pairs = self.typed(types, results)?;
         let defines = op.prim.defines();
         self.cx.unify(&pairs, "result", &|s| defines.contains(&s))
     }
@@ -276,9 +269,8 @@ impl<'a> Run<'a> {
             return Err(fail(OpError::mismatch("inputs of the region", expected, found)));
         }
         self.cx.unbind(rebind);
-        let shapes = self.shapes(&inputs).map_err(fail)?;
         let types = region.inputs.iter().map(|&v| &region[v].ty);
-        let pairs: Vec<_> = types.zip(&shapes).collect();
+        let pairs = self.typed(types, &inputs).map_err(fail)?;
         self.cx.unify(&pairs, "input of the region", &|s| rebind.contains(&s)).map_err(fail)?;
         self.cx.enter().map_err(fail)?;
         let results = self.graph(region, inputs, None);
@@ -348,9 +340,8 @@ impl<'a> Run<'a> {
         if iteration == 0 && scans > 0 {
             // the body never ran: its carried sizes are those of the initial values
             self.cx.unbind(carried_syms);
-            let shapes = self.shapes(&state).map_err(fail)?;
             let types = body.inputs.iter().skip(1).map(|&v| &body[v].ty);
-            let pairs: Vec<_> = types.zip(&shapes).collect();
+            let pairs = self.typed(types, &state).map_err(fail)?;
             let bound = self.cx.unify(&pairs, "carried value", &|s| carried_syms.contains(&s));
             bound.map_err(fail)?;
         }
@@ -383,13 +374,13 @@ impl<'a> Run<'a> {
         Ok(all.into_tensor(shape))
     }
 
-    /// Types of values, as tensors without data.
-    fn shapes(&self, slots: &[Slot<'a>]) -> std::result::Result<Vec<Tensor>, OpError> {
-        let of = |slot| {
-            let x = self.view(slot)?;
-            Ok(Tensor::new(x.dtype, x.shape.to_vec(), Vec::new()))
-        };
-        slots.iter().map(of).collect()
+    /// Values beside their declared types.
+    fn typed<'s>(
+        &'s self,
+        types: impl Iterator<Item = &'s TensorType>,
+        slots: &'s [Slot<'a>],
+    ) -> std::result::Result<Vec<(&'s TensorType, View<'s>)>, OpError> {
+        types.zip(slots).map(|(ty, slot)| Ok((ty, self.view(slot)?))).collect()
     }
 }
 
