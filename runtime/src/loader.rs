@@ -121,6 +121,7 @@ fn check_machine(found: object::Architecture) -> Result<(), LoadError> {
 /// Offsets in the image of the sections of one object.
 type Places = HashMap<SectionIndex, usize>;
 type Elf<'a> = ElfFile64<'a, Endianness>;
+type Relocations<'a> = &'a [elf::Rela64<Endianness>];
 
 #[derive(Default)]
 struct Layout {
@@ -160,7 +161,7 @@ impl Layout {
             let by_slot = relocations.iter().filter(|r| wants_slot(r.r_type(file.endian(), false)));
             self.address_slots += by_slot.count();
         }
-        let slots = (PROVIDED.len() + self.address_slots) * STUB;
+        let slots = (PROVIDED + self.address_slots) * STUB;
         self.end = if self.slots == 0 { 0 } else { (self.slots + slots) as u64 };
         self.places.push(places);
         Ok(())
@@ -176,7 +177,7 @@ fn is_loaded(section: &object::read::elf::ElfSection64<'_, '_, Endianness>) -> b
 }
 
 /// The relocations of an object by the section they patch.
-fn relocations<'a>(file: &Elf<'a>) -> Result<Vec<(SectionIndex, &'a [elf::Rela64<Endianness>])>, LoadError> {
+fn relocations<'a>(file: &Elf<'a>) -> Result<Vec<(SectionIndex, Relocations<'a>)>, LoadError> {
     let (endian, data) = (file.endian(), file.data());
     let mut all = Vec::new();
     for section in file.elf_section_table().iter() {
@@ -210,11 +211,17 @@ fn functions(file: &Elf<'_>, places: &Places) -> Result<HashMap<String, usize>, 
 }
 
 /// Functions that code generators may call without being asked to: block copy and fill.
-const PROVIDED: [(&str, fn() -> u64); 3] = [
-    ("memcpy", || libc::memcpy as *const () as u64),
-    ("memmove", || libc::memmove as *const () as u64),
-    ("memset", || libc::memset as *const () as u64),
-];
+fn provided(name: &str) -> Result<u64, LoadError> {
+    match name {
+        "memcpy" => Ok(libc::memcpy as *const () as u64),
+        "memmove" => Ok(libc::memmove as *const () as u64),
+        "memset" => Ok(libc::memset as *const () as u64),
+        other => Err(LoadError::Undefined(other.to_string())),
+    }
+}
+
+/// How many functions there are.
+const PROVIDED: usize = 3;
 
 /// How code reaches a provided function, which may lie anywhere in the address space.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -228,7 +235,7 @@ enum Slot {
 struct Linker<'a> {
     memory: &'a mut [u8],
     base: u64,
-    /// Offsets of what was already made for (index in `PROVIDED` or address, kind).
+    /// Offsets of what was already made for (address, kind).
     slots: HashMap<(u64, Slot), usize>,
     next_slot: usize,
 }
@@ -335,14 +342,6 @@ impl Linker<'_> {
 enum Target {
     Inside(u64),
     Outside(u64),
-}
-
-fn provided(name: &str) -> Result<u64, LoadError> {
-    PROVIDED
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(_, address)| address())
-        .ok_or_else(|| LoadError::Undefined(name.to_string()))
 }
 
 #[cfg(test)]

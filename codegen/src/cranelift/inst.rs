@@ -233,7 +233,7 @@ impl Emitter<'_> {
             let source = if *lane < from.cols { &x } else { &y };
             elements.push(self.lane(from, source, lane % from.cols)?);
         }
-        self.from_lanes(ty, &elements)
+        self.vector_of(ty, &elements)
     }
 
     /// Conversion between register types; floats to integers saturate, and NaN gives 0.

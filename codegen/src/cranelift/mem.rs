@@ -309,7 +309,7 @@ impl Emitter<'_> {
                 let at = self.lane_place(base, stored, index_ty, &index, lane)?;
                 lanes.push(self.load_lane(at, stored, ty.dtype));
             }
-            return self.from_lanes(ty, &lanes);
+            return self.vector_of(ty, &lanes);
         };
         let (mask_ty, mask) = (self.ty(mask)?, self.val(mask)?);
         let (part, n) = shape(ty)?;

@@ -45,7 +45,7 @@ pub(super) fn shape(ty: Ty) -> Emit<(Type, usize)> {
         return Ok((scalar_type(ty.dtype)?, 1));
     }
     let part = part_type(ty.dtype)?;
-    if ty.rows != 1 || ty.cols % 4 != 0 {
+    if ty.rows != 1 || !ty.cols.is_multiple_of(4) {
         return Err(Fault::invalid(format!("a value of {} x {}", ty.rows, ty.cols)));
     }
     Ok((part, (ty.cols / part.lane_count()) as usize))
@@ -128,7 +128,7 @@ impl Emitter<'_> {
     }
 
     /// A vector of scalars of the registers' lane type.
-    pub fn from_lanes(&mut self, ty: Ty, elements: &[Value]) -> Emit<Parts> {
+    pub fn vector_of(&mut self, ty: Ty, elements: &[Value]) -> Emit<Parts> {
         let (part, _) = shape(ty)?;
         let mut parts = Parts::new();
         for group in elements.chunks(part.lane_count() as usize) {
@@ -156,7 +156,7 @@ impl Emitter<'_> {
             }
             results.push(f(self, &elements)?);
         }
-        if ty.is_scalar() { Ok(Parts::from_slice(&results)) } else { self.from_lanes(ty, &results) }
+        if ty.is_scalar() { Ok(Parts::from_slice(&results)) } else { self.vector_of(ty, &results) }
     }
 
     /// A scalar in every lane.

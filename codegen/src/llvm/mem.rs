@@ -69,7 +69,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
             }
             _ => return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols))),
         };
-        self.from_stored(dtype, ty.dtype, bits)
+        self.widened(dtype, ty.dtype, bits)
     }
 
     fn load_at(&self, ty: Type<'ctx>, at: PointerValue<'ctx>, align: u32) -> Emit<Value<'ctx>> {
@@ -85,7 +85,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let element = self.build.stored(dtype)?;
         let align = access_align(addr.align, dtype);
         let ty = self.ty(value)?;
-        let bits = self.to_stored(ty.dtype, dtype, self.val(value)?)?;
+        let bits = self.narrowed(ty.dtype, dtype, self.val(value)?)?;
         let at = self.address(base, element, addr)?;
         match (ty.cols, addr.col, addr.cols_valid) {
             (1, _, None) | (_, Stride::Const(1), None) => {
@@ -146,7 +146,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let call = self.build.call("llvm.masked.gather", &[full, at.get_type()], &args)?;
         call.set_alignment_attribute(AttributeLoc::Param(0), access_align(0, dtype));
         let bits = call.try_as_basic_value().basic().ok_or_else(|| Fault::emitter("masked gather"))?;
-        self.from_stored(dtype, ty.dtype, bits)
+        self.widened(dtype, ty.dtype, bits)
     }
 
     /// Lanes are written in ascending order, as the intrinsic promises.
@@ -154,7 +154,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let (base, dtype) = self.region(mem)?;
         let element = self.build.stored(dtype)?;
         let ty = self.ty(value)?;
-        let bits = self.to_stored(ty.dtype, dtype, self.val(value)?)?;
+        let bits = self.narrowed(ty.dtype, dtype, self.val(value)?)?;
         let at = self.pointers(base, element, self.val(index)?)?;
         let args = [bits, at, self.mask(mask, ty.cols)?];
         let types = [bits.get_type(), at.get_type()];
@@ -164,7 +164,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
     }
 
     /// What was loaded, as a register type.
-    fn from_stored(&self, stored: DType, to: DType, v: Value<'ctx>) -> Emit<Value<'ctx>> {
+    fn widened(&self, stored: DType, to: DType, v: Value<'ctx>) -> Emit<Value<'ctx>> {
         let b = &self.build;
         let element = b.element(to)?;
         match (stored, to) {
@@ -183,7 +183,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
     }
 
     /// A register value as what is stored.
-    fn to_stored(&self, from: DType, stored: DType, v: Value<'ctx>) -> Emit<Value<'ctx>> {
+    fn narrowed(&self, from: DType, stored: DType, v: Value<'ctx>) -> Emit<Value<'ctx>> {
         let b = &self.build;
         let element = b.stored(stored)?;
         match (from, stored) {
