@@ -63,14 +63,7 @@ pub fn infer_with(
     consts: &[ConstData],
     syms: &Symbols,
 ) -> Result<(Vec<TensorType>, Vec<Require>)> {
-    let cx = Cx {
-        prim,
-        operands,
-        regions,
-        consts,
-        syms,
-        required: RefCell::default(),
-    };
+    let cx = Cx { prim, operands, regions, consts, syms, required: RefCell::default() };
     let types = cx.results()?;
     for ty in &types {
         cx.check_sizes(&ty.shape)?;
@@ -81,10 +74,7 @@ pub fn infer_with(
 /// Types that arithmetic accepts: the sub-byte and 8-bit float types are converted first.
 pub fn is_arithmetic(d: DType) -> bool {
     use DType::*;
-    matches!(
-        d,
-        F64 | F32 | F16 | BF16 | I64 | I32 | I16 | I8 | U64 | U32 | U16 | U8
-    )
+    matches!(d, F64 | F32 | F16 | BF16 | I64 | I32 | I16 | I8 | U64 | U32 | U16 | U8)
 }
 
 /// Extent of two extents broadcast against each other (numpy): equal ones, or one of them is 1.
@@ -99,12 +89,8 @@ pub fn broadcast_extent(a: &Dim, b: &Dim, facts: &dyn Facts) -> Option<Dim> {
     }
     let zero = |x: &Dim, y: &Dim| (x - y).bounds(facts);
     let one = Dim::from(1);
-    if zero(a, b) == (0, 0) {
-        return Some(if a.as_const().is_some() {
-            a.clone()
-        } else {
-            b.clone()
-        });
+    if a.provably_eq(b, facts) {
+        return Some(if a.as_const().is_some() { a.clone() } else { b.clone() });
     }
     let is_one = |x: &Dim| zero(x, &one) == (0, 0);
     let never = |(lo, hi): (i64, i64)| lo > 0 || hi < 0;
@@ -118,11 +104,7 @@ pub fn broadcast_extent(a: &Dim, b: &Dim, facts: &dyn Facts) -> Option<Dim> {
     match (never(a_one), never(b_one)) {
         // neither can be 1: they must be equal
         (true, true) if never(zero(a, b)) => None,
-        (true, true) => Some(if b.as_const().is_some() {
-            b.clone()
-        } else {
-            a.clone()
-        }),
+        (true, true) => Some(if b.as_const().is_some() { b.clone() } else { a.clone() }),
         // the one that cannot be 1 is the result
         (true, false) => Some(a.clone()),
         (false, true) => Some(b.clone()),
@@ -207,30 +189,22 @@ impl<'a> Cx<'a> {
     fn eq(&self, a: &Dim, b: &Dim, what: &str) -> Result<Dim> {
         if a != b {
             match (a - b).bounds(self.syms) {
-                (0, 0) => {}
                 (lo, hi) if lo > 0 || hi < 0 => {
-                    return self.fail(format!(
-                        "{what} differ: {} and {}",
-                        self.dim(a),
-                        self.dim(b)
-                    ));
+                    return self.fail(format!("{what} differ: {} and {}", self.dim(a), self.dim(b)));
                 }
+                _ if a.provably_eq(b, self.syms) => {}
                 _ => self.push(Require::Eq(a.clone(), b.clone())),
             }
         }
-        Ok(if b.as_const().is_some() {
-            b.clone()
-        } else {
-            a.clone()
-        })
+        Ok(if b.as_const().is_some() { b.clone() } else { a.clone() })
     }
     /// `a <= b`, as proved or as required.
     fn le(&self, a: &Dim, b: &Dim, message: impl FnOnce() -> String) -> Result<()> {
-        let (lo, hi) = (b - a).bounds(self.syms);
-        if lo >= 0 {
+        let room = b - a;
+        if room.provably_nonnegative(self.syms) {
             return Ok(());
         }
-        if hi < 0 {
+        if room.bounds(self.syms).1 < 0 {
             return self.fail(message());
         }
         self.push(Require::Le(a.clone(), b.clone()));
@@ -240,9 +214,7 @@ impl<'a> Cx<'a> {
     fn check_sizes(&self, shape: &[Dim]) -> Result<()> {
         let mut elems: i64 = 1;
         for d in shape {
-            self.le(&Dim::from(0), d, || {
-                format!("negative extent in {}", self.shape(shape))
-            })?;
+            self.le(&Dim::from(0), d, || format!("negative extent in {}", self.shape(shape)))?;
             elems = elems.saturating_mul(d.bounds(self.syms).0.max(0));
         }
         let empty = shape.iter().any(|d| d.is_const(0));
@@ -262,10 +234,7 @@ impl<'a> Cx<'a> {
         if self.operands.len() == n {
             return Ok(());
         }
-        self.fail(format!(
-            "expected {n} operands, found {}",
-            self.operands.len()
-        ))
+        self.fail(format!("expected {n} operands, found {}", self.operands.len()))
     }
     fn one(&self) -> Result<&'a TensorType> {
         self.arity(1)?;
@@ -288,19 +257,14 @@ impl<'a> Cx<'a> {
         if t.rank() == 0 {
             return Ok(());
         }
-        self.fail(format!(
-            "operand {i}: expected a scalar, found {}",
-            self.shape(&t.shape)
-        ))
+        self.fail(format!("operand {i}: expected a scalar, found {}", self.shape(&t.shape)))
     }
     fn same_dtype(&self, a: usize, b: usize) -> Result<()> {
         let (x, y) = (self.operands[a].dtype, self.operands[b].dtype);
         if x == y {
             return Ok(());
         }
-        self.fail(format!(
-            "operands {a} and {b}: expected equal element types, found {x} and {y}"
-        ))
+        self.fail(format!("operands {a} and {b}: expected equal element types, found {x} and {y}"))
     }
     /// Equal shapes; answers the merged one.
     fn same_shape(&self, a: &[Dim], b: &[Dim], what: &str) -> Result<Vec<Dim>> {
@@ -312,10 +276,7 @@ impl<'a> Cx<'a> {
             ));
         }
         let extents = format!("{what}: extents of {} and {}", self.shape(a), self.shape(b));
-        a.iter()
-            .zip(b)
-            .map(|(x, y)| self.eq(x, y, &extents))
-            .collect()
+        a.iter().zip(b).map(|(x, y)| self.eq(x, y, &extents)).collect()
     }
     fn axis(&self, axis: usize, rank: usize) -> Result<()> {
         if axis < rank {
@@ -336,11 +297,7 @@ impl<'a> Cx<'a> {
         self.fail(format!("expected {want}, found {dtype}"))
     }
     fn arithmetic(&self, dtype: DType) -> Result<()> {
-        self.dtype_in(
-            dtype,
-            is_arithmetic(dtype),
-            "an arithmetic element type (convert first)",
-        )
+        self.dtype_in(dtype, is_arithmetic(dtype), "an arithmetic element type (convert first)")
     }
     fn not_string(&self, dtype: DType) -> Result<()> {
         self.dtype_in(dtype, dtype != DType::String, "a type other than string")
@@ -349,10 +306,8 @@ impl<'a> Cx<'a> {
     // ---- the primitives --------------------------------------------------------------------
 
     fn results(&self) -> Result<Vec<TensorType>> {
-        if !matches!(
-            self.prim,
-            Prim::If { .. } | Prim::Loop { .. } | Prim::Call { .. }
-        ) && !self.regions.is_empty()
+        if !matches!(self.prim, Prim::If { .. } | Prim::Loop { .. } | Prim::Call { .. })
+            && !self.regions.is_empty()
         {
             return self.fail("expected no region");
         }
@@ -379,10 +334,7 @@ impl<'a> Cx<'a> {
                 let x = self.one()?;
                 self.dtype_is(0, DType::I64)?;
                 if x.rank() > 1 || x.shape.first().is_some_and(|d| !d.is_const(1)) {
-                    return self.fail(format!(
-                        "expected i64[] or i64[1], found {}",
-                        self.shape(&x.shape)
-                    ));
+                    return self.fail(format!("expected i64[] or i64[1], found {}", self.shape(&x.shape)));
                 }
                 Ok(Vec::new())
             }
@@ -406,14 +358,10 @@ impl<'a> Cx<'a> {
                 let (a, b) = self.two()?;
                 self.same_dtype(0, 1)?;
                 let equality = matches!(op, CmpOp::Eq | CmpOp::Ne);
-                let ok = is_arithmetic(a.dtype)
-                    || a.dtype == DType::Bool
-                    || equality && a.dtype == DType::String;
+                let ok =
+                    is_arithmetic(a.dtype) || a.dtype == DType::Bool || equality && a.dtype == DType::String;
                 self.dtype_in(a.dtype, ok, "a comparable element type")?;
-                ty(
-                    DType::Bool,
-                    self.same_shape(&a.shape, &b.shape, "operands")?,
-                )
+                ty(DType::Bool, self.same_shape(&a.shape, &b.shape, "operands")?)
             }
             Prim::Select => {
                 self.arity(3)?;
@@ -421,10 +369,7 @@ impl<'a> Cx<'a> {
                 self.same_dtype(1, 2)?;
                 let [c, a, b] = [0, 1, 2].map(|i| self.operands[i]);
                 let shape = self.same_shape(&a.shape, &b.shape, "operands 1 and 2")?;
-                ty(
-                    a.dtype,
-                    self.same_shape(&shape, &c.shape, "condition and operands")?,
-                )
+                ty(a.dtype, self.same_shape(&shape, &c.shape, "condition and operands")?)
             }
             Prim::Convert { to, .. } => {
                 let x = self.one()?;
@@ -443,11 +388,7 @@ impl<'a> Cx<'a> {
                 let x = self.one()?;
                 self.check_sizes(shape)?;
                 let (from, to) = (Dim::product(&x.shape), Dim::product(shape));
-                let what = format!(
-                    "element counts of {} and {}",
-                    self.shape(&x.shape),
-                    self.shape(shape)
-                );
+                let what = format!("element counts of {} and {}", self.shape(&x.shape), self.shape(shape));
                 self.eq(&from, &to, &what)?;
                 ty(x.dtype, shape.clone())
             }
@@ -462,12 +403,7 @@ impl<'a> Cx<'a> {
             }
             Prim::Broadcast { shape, dims } => self.broadcast(shape, dims),
             Prim::Slice { start, size, step } => self.slice(start, size, step),
-            Prim::Pad {
-                lo,
-                hi,
-                interior,
-                mode,
-            } => self.pad(lo, hi, interior, *mode),
+            Prim::Pad { lo, hi, interior, mode } => self.pad(lo, hi, interior, *mode),
             Prim::Concat { axis } => self.concat(*axis),
             Prim::UpdateSlice { start } => {
                 let (base, update) = self.two()?;
@@ -500,10 +436,8 @@ impl<'a> Cx<'a> {
                 let x = self.one()?;
                 self.monoid_dtype(*monoid, x.dtype)?;
                 if !axes.is_sorted_by(|a, b| a < b) || axes.last().is_some_and(|&a| a >= x.rank()) {
-                    return self.fail(format!(
-                        "axes {axes:?}: expected sorted, distinct axes below {}",
-                        x.rank()
-                    ));
+                    return self
+                        .fail(format!("axes {axes:?}: expected sorted, distinct axes below {}", x.rank()));
                 }
                 ty(x.dtype, without(&x.shape, axes))
             }
@@ -511,16 +445,10 @@ impl<'a> Cx<'a> {
                 let x = self.one()?;
                 self.axis(*axis, x.rank())?;
                 self.monoid_dtype(Monoid::Max, x.dtype)?;
-                self.le(&Dim::from(1), &x.shape[*axis], || {
-                    "the reduced axis is empty".into()
-                })?;
+                self.le(&Dim::from(1), &x.shape[*axis], || "the reduced axis is empty".into())?;
                 ty(DType::I64, without(&x.shape, &[*axis]))
             }
-            Prim::WindowReduce {
-                monoid,
-                size,
-                window,
-            } => {
+            Prim::WindowReduce { monoid, size, window } => {
                 let x = self.one()?;
                 self.monoid_dtype(*monoid, x.dtype)?;
                 self.expect_len("window", window.len(), size.len())?;
@@ -543,11 +471,7 @@ impl<'a> Cx<'a> {
                 Ok(vec![x.clone()])
             }
             Prim::Contract { batch, reduce, acc } => self.contract(batch, reduce, *acc),
-            Prim::Convolve {
-                window,
-                groups,
-                acc,
-            } => self.convolve(window, *groups, *acc),
+            Prim::Convolve { window, groups, acc } => self.convolve(window, *groups, *acc),
             Prim::Sort { axis, .. } => {
                 let Some(first) = self.operands.first() else {
                     return self.fail("expected at least 1 operand, found 0");
@@ -565,18 +489,11 @@ impl<'a> Cx<'a> {
                 self.axis(*axis, x.rank())?;
                 self.monoid_dtype(Monoid::Max, x.dtype)?;
                 self.le(k, &x.shape[*axis], || {
-                    format!(
-                        "k = {} exceeds the extent {}",
-                        self.dim(k),
-                        self.dim(&x.shape[*axis])
-                    )
+                    format!("k = {} exceeds the extent {}", self.dim(k), self.dim(&x.shape[*axis]))
                 })?;
                 let mut shape = x.shape.clone();
                 shape[*axis] = k.clone();
-                Ok(vec![
-                    TensorType::new(x.dtype, shape.clone()),
-                    TensorType::new(DType::I64, shape),
-                ])
+                Ok(vec![TensorType::new(x.dtype, shape.clone()), TensorType::new(DType::I64, shape)])
             }
             Prim::Compact { sym } => {
                 let x = self.one()?;
@@ -587,11 +504,7 @@ impl<'a> Cx<'a> {
                 ty(DType::I64, vec![Dim::from(*sym)])
             }
             Prim::If { defines } => self.if_(defines),
-            Prim::Loop {
-                carried,
-                carried_syms,
-                defines,
-            } => self.loop_(*carried, carried_syms, defines),
+            Prim::Loop { carried, carried_syms, defines } => self.loop_(*carried, carried_syms, defines),
             Prim::Call { .. } => {
                 let [body] = self.regions else {
                     return self.fail(format!("expected 1 region, found {}", self.regions.len()));
@@ -624,11 +537,7 @@ impl<'a> Cx<'a> {
         let int = d.is_int() && is_arithmetic(d);
         match op {
             Add | Sub | Mul | Div | Rem | Pow => self.arithmetic(d),
-            Min | Max => self.dtype_in(
-                d,
-                d == DType::Bool || is_arithmetic(d),
-                "bool or an arithmetic type",
-            ),
+            Min | Max => self.dtype_in(d, d == DType::Bool || is_arithmetic(d), "bool or an arithmetic type"),
             Atan2 => self.dtype_in(d, d.is_float() && is_arithmetic(d), "f64, f32, f16 or bf16"),
             And | Or | Xor => self.dtype_in(d, d == DType::Bool || int, "bool or an integer type"),
             Shl | Shr => self.dtype_in(d, int, "an integer type"),
@@ -637,19 +546,13 @@ impl<'a> Cx<'a> {
     fn monoid_dtype(&self, m: Monoid, d: DType) -> Result<()> {
         match m {
             Monoid::Sum | Monoid::Prod => self.arithmetic(d),
-            Monoid::Max | Monoid::Min => self.dtype_in(
-                d,
-                d == DType::Bool || is_arithmetic(d),
-                "bool or an arithmetic type",
-            ),
+            Monoid::Max | Monoid::Min => {
+                self.dtype_in(d, d == DType::Bool || is_arithmetic(d), "bool or an arithmetic type")
+            }
         }
     }
     fn index_dtype(&self, d: DType) -> Result<()> {
-        self.dtype_in(
-            d,
-            matches!(d, DType::I32 | DType::I64),
-            "indices of type i32 or i64",
-        )
+        self.dtype_in(d, matches!(d, DType::I32 | DType::I64), "indices of type i32 or i64")
     }
     /// Element types of the operands of a contraction and of its accumulator.
     fn contract_dtypes(&self, acc: DType) -> Result<()> {
@@ -671,19 +574,13 @@ impl<'a> Cx<'a> {
         let x = self.one()?;
         self.expect_len("dims", dims.len(), x.rank())?;
         if !dims.is_sorted_by(|a, b| a < b) || dims.last().is_some_and(|&d| d >= shape.len()) {
-            return self.fail(format!(
-                "dims {dims:?}: expected sorted, distinct dims below {}",
-                shape.len()
-            ));
+            return self.fail(format!("dims {dims:?}: expected sorted, distinct dims below {}", shape.len()));
         }
         for (d, &to) in x.shape.iter().zip(dims) {
             let out = &shape[to];
-            let (to_one, to_out) = (
-                (d - &Dim::from(1)).bounds(self.syms),
-                (d - out).bounds(self.syms),
-            );
+            let (to_one, to_out) = ((d - &Dim::from(1)).bounds(self.syms), (d - out).bounds(self.syms));
             let never = |(lo, hi): (i64, i64)| lo > 0 || hi < 0;
-            if to_one == (0, 0) || to_out == (0, 0) {
+            if to_one == (0, 0) || d.provably_eq(out, self.syms) {
                 continue;
             }
             match (never(to_one), never(to_out)) {
@@ -750,13 +647,7 @@ impl<'a> Cx<'a> {
         }
     }
 
-    fn pad(
-        &self,
-        lo: &[Dim],
-        hi: &[Dim],
-        interior: &[i64],
-        mode: PadMode,
-    ) -> Result<Vec<TensorType>> {
+    fn pad(&self, lo: &[Dim], hi: &[Dim], interior: &[i64], mode: PadMode) -> Result<Vec<TensorType>> {
         let constant = mode == PadMode::Constant;
         self.arity(if constant { 2 } else { 1 })?;
         let x = self.operands[0];
@@ -770,22 +661,16 @@ impl<'a> Cx<'a> {
         let mut shape = Vec::with_capacity(x.rank());
         for i in 0..x.rank() {
             if interior[i] < 0 || !constant && interior[i] != 0 {
-                return self.fail(format!(
-                    "axis {i}: interior {} is not allowed here",
-                    interior[i]
-                ));
+                return self.fail(format!("axis {i}: interior {} is not allowed here", interior[i]));
             }
             let n = &x.shape[i];
             let mut out = n + &lo[i] + &hi[i];
             if interior[i] != 0 {
                 out = out + (n.max_with(&one, self.syms) - &one) * Dim::from(interior[i]);
             }
-            let copies =
-                !lo[i].provably_le(&zero, self.syms) || !hi[i].provably_le(&zero, self.syms);
+            let copies = !lo[i].provably_le(&zero, self.syms) || !hi[i].provably_le(&zero, self.syms);
             if !constant && copies && !out.is_const(0) {
-                self.le(&one, n, || {
-                    format!("axis {i} is empty: there is nothing to repeat")
-                })?;
+                self.le(&one, n, || format!("axis {i} is empty: there is nothing to repeat"))?;
             }
             shape.push(out);
         }
@@ -800,11 +685,7 @@ impl<'a> Cx<'a> {
         let mut shape = first.shape.clone();
         for (i, x) in rest.iter().enumerate() {
             self.same_dtype(0, i + 1)?;
-            self.expect_len(
-                &format!("shape of operand {}", i + 1),
-                x.rank(),
-                first.rank(),
-            )?;
+            self.expect_len(&format!("shape of operand {}", i + 1), x.rank(), first.rank())?;
             for (d, n) in x.shape.iter().enumerate() {
                 if d == axis {
                     shape[d] = &shape[d] + n;
@@ -835,16 +716,8 @@ impl<'a> Cx<'a> {
                 self.shape(&update.shape)
             ));
         }
-        self.eq(
-            &index.shape[0],
-            &update.shape[0],
-            "counts of indices and updates",
-        )?;
-        self.same_shape(
-            &base.shape[1..],
-            &update.shape[1..],
-            "inner dims of base and updates",
-        )?;
+        self.eq(&index.shape[0], &update.shape[0], "counts of indices and updates")?;
+        self.same_shape(&base.shape[1..], &update.shape[1..], "inner dims of base and updates")?;
         Ok(vec![base.clone()])
     }
 
@@ -857,9 +730,7 @@ impl<'a> Cx<'a> {
                     w.stride, w.dilation, w.base_dilation
                 ));
             }
-            self.le(&Dim::from(1), k, || {
-                format!("window dim {i}: size {} is not positive", self.dim(k))
-            })?;
+            self.le(&Dim::from(1), k, || format!("window dim {i}: size {} is not positive", self.dim(k)))?;
             let extent = window_extent(n, k, w, self.syms);
             self.le(&Dim::from(0), &extent, || {
                 format!(
@@ -902,12 +773,7 @@ impl<'a> Cx<'a> {
             pair(p)?;
         }
         let free = |t: &TensorType, used: &[bool]| -> Vec<Dim> {
-            t.shape
-                .iter()
-                .zip(used)
-                .filter(|(_, u)| !**u)
-                .map(|(d, _)| d.clone())
-                .collect()
+            t.shape.iter().zip(used).filter(|(_, u)| !**u).map(|(d, _)| d.clone()).collect()
         };
         shape.extend(free(a, &used.0));
         shape.extend(free(b, &used.1));
@@ -926,11 +792,7 @@ impl<'a> Cx<'a> {
             ));
         }
         let groups_dim = Dim::from(groups);
-        self.eq(
-            &x.shape[1],
-            &(&w.shape[1] * &groups_dim),
-            "input channels and groups x kernel channels",
-        )?;
+        self.eq(&x.shape[1], &(&w.shape[1] * &groups_dim), "input channels and groups x kernel channels")?;
         let rest = w.shape[0].modulo(&groups_dim, self.syms);
         self.eq(&rest, &Dim::from(0), "output channels modulo groups and 0")?;
         let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
@@ -942,11 +804,7 @@ impl<'a> Cx<'a> {
 
     /// The region's inputs take values of these types.
     fn region_inputs(&self, region: &Graph, from: &[&TensorType], what: &str) -> Result<()> {
-        self.expect_len(
-            &format!("inputs of the {what} region"),
-            region.inputs.len(),
-            from.len(),
-        )?;
+        self.expect_len(&format!("inputs of the {what} region"), region.inputs.len(), from.len())?;
         for (i, (&v, t)) in region.inputs.iter().zip(from).enumerate() {
             self.compatible(&region[v].ty, t, &format!("input {i} of the {what} region"))?;
         }
@@ -957,10 +815,7 @@ impl<'a> Cx<'a> {
             return Ok(());
         }
         if want.dtype != found.dtype {
-            return self.fail(format!(
-                "{what}: expected {}, found {}",
-                want.dtype, found.dtype
-            ));
+            return self.fail(format!("{what}: expected {}, found {}", want.dtype, found.dtype));
         }
         self.same_shape(&want.shape, &found.shape, what).map(|_| ())
     }
@@ -998,11 +853,7 @@ impl<'a> Cx<'a> {
         self.scalar(0, DType::Bool)?;
         self.region_inputs(then, &self.operands[1..], "then")?;
         self.region_inputs(other, &self.operands[1..], "else")?;
-        self.expect_len(
-            "outputs of the else region",
-            other.outputs.len(),
-            then.outputs.len(),
-        )?;
+        self.expect_len("outputs of the else region", other.outputs.len(), then.outputs.len())?;
         let mut local = symbols_defined_in(then);
         local.extend(symbols_defined_in(other));
         let mut fresh = defines.iter();
@@ -1035,12 +886,7 @@ impl<'a> Cx<'a> {
     /// `defines`: one symbol for each of `carried_syms` (its final value), then the number of iterations
     /// if there are scan outputs, then one for each dim of a scan output that has a meaning inside the
     /// body only.
-    fn loop_(
-        &self,
-        carried: usize,
-        carried_syms: &[Sym],
-        defines: &[Sym],
-    ) -> Result<Vec<TensorType>> {
+    fn loop_(&self, carried: usize, carried_syms: &[Sym], defines: &[Sym]) -> Result<Vec<TensorType>> {
         let [body] = self.regions else {
             return self.fail(format!("expected 1 region, found {}", self.regions.len()));
         };
@@ -1052,11 +898,7 @@ impl<'a> Cx<'a> {
         }
         self.scalar(0, DType::I64)?;
         self.scalar(1, DType::Bool)?;
-        self.expect_len(
-            "inputs of the body",
-            body.inputs.len(),
-            self.operands.len() - 1,
-        )?;
+        self.expect_len("inputs of the body", body.inputs.len(), self.operands.len() - 1)?;
         if body.outputs.len() < 1 + carried {
             return self.fail(format!(
                 "expected a condition and {carried} carried values as outputs of the body, found {} outputs",
@@ -1065,16 +907,8 @@ impl<'a> Cx<'a> {
         }
         let inputs: Vec<&TensorType> = body.inputs.iter().map(|&v| &body[v].ty).collect();
         let outputs: Vec<&TensorType> = body.outputs.iter().map(|&v| &body[v].ty).collect();
-        self.compatible(
-            &TensorType::scalar(DType::I64),
-            inputs[0],
-            "iteration number in the body",
-        )?;
-        self.compatible(
-            &TensorType::scalar(DType::Bool),
-            outputs[0],
-            "condition that the body yields",
-        )?;
+        self.compatible(&TensorType::scalar(DType::I64), inputs[0], "iteration number in the body")?;
+        self.compatible(&TensorType::scalar(DType::Bool), outputs[0], "condition that the body yields")?;
         let mut finals: Vec<Option<Dim>> = vec![None; carried_syms.len()];
         for i in 0..carried {
             let what = format!("carried value {i}");
@@ -1085,13 +919,7 @@ impl<'a> Cx<'a> {
                 &mut vec![None; carried_syms.len()],
                 &what,
             )?;
-            self.carried(
-                inputs[1 + i],
-                outputs[1 + i],
-                carried_syms,
-                &mut finals,
-                &what,
-            )?;
+            self.carried(inputs[1 + i], outputs[1 + i], carried_syms, &mut finals, &what)?;
         }
         for (i, t) in self.operands[2 + carried..].iter().enumerate() {
             self.compatible(inputs[1 + carried + i], t, &format!("capture {i}"))?;
@@ -1105,17 +933,12 @@ impl<'a> Cx<'a> {
         }
         let mut results = Vec::new();
         for input in &inputs[1..1 + carried] {
-            let final_dim = |d: &Dim| match d
-                .as_sym()
-                .and_then(|s| carried_syms.iter().position(|c| *c == s))
+            let final_dim = |d: &Dim| match d.as_sym().and_then(|s| carried_syms.iter().position(|c| *c == s))
             {
                 Some(i) => final_syms[i].clone(),
                 None => d.clone(),
             };
-            results.push(TensorType::new(
-                input.dtype,
-                input.shape.iter().map(final_dim).collect(),
-            ));
+            results.push(TensorType::new(input.dtype, input.shape.iter().map(final_dim).collect()));
         }
         let scans = &outputs[1 + carried..];
         if !scans.is_empty() {
@@ -1155,10 +978,7 @@ impl<'a> Cx<'a> {
             ));
         }
         for (want, d) in input.shape.iter().zip(&found.shape) {
-            match want
-                .as_sym()
-                .and_then(|s| carried_syms.iter().position(|c| *c == s))
-            {
+            match want.as_sym().and_then(|s| carried_syms.iter().position(|c| *c == s)) {
                 Some(i) => match &bound[i] {
                     Some(b) => {
                         self.eq(b, d, &format!("{what}: values of one carried size"))?;
@@ -1186,21 +1006,9 @@ impl<'a> Cx<'a> {
                 self.expect_len("shape of the boxes", boxes.rank(), 3)?;
                 self.expect_len("shape of the scores", scores.rank(), 3)?;
                 self.expect_len("defines", defines.len(), 1)?;
-                self.eq(
-                    &boxes.shape[0],
-                    &scores.shape[0],
-                    "batch sizes of boxes and scores",
-                )?;
-                self.eq(
-                    &boxes.shape[1],
-                    &scores.shape[2],
-                    "numbers of boxes and scores",
-                )?;
-                self.eq(
-                    &boxes.shape[2],
-                    &Dim::from(4),
-                    "last extent of the boxes and 4",
-                )?;
+                self.eq(&boxes.shape[0], &scores.shape[0], "batch sizes of boxes and scores")?;
+                self.eq(&boxes.shape[1], &scores.shape[2], "numbers of boxes and scores")?;
+                self.eq(&boxes.shape[2], &Dim::from(4), "last extent of the boxes and 4")?;
                 let shape = vec![Dim::from(defines[0]), Dim::from(3)];
                 Ok(vec![TensorType::new(DType::I64, shape)])
             }
@@ -1210,10 +1018,5 @@ impl<'a> Cx<'a> {
 
 /// `shape` without these axes.
 fn without(shape: &[Dim], axes: &[usize]) -> Vec<Dim> {
-    shape
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| !axes.contains(i))
-        .map(|(_, d)| d.clone())
-        .collect()
+    shape.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, d)| d.clone()).collect()
 }

@@ -2,8 +2,8 @@
 //!
 //! A module is well formed when
 //!
-//! **Tables.** Symbol names are unique; ranges are not empty, lie in `0..=Dim::LIMIT`, divisors are
-//! positive. Constants have exactly the bytes (or strings) that element type and shape say. Every op's
+//! **Tables.** Symbol names are unique; ranges are not empty and lie in `0..=Dim::LIMIT` (those of value
+//! symbols in `-Dim::LIMIT..=Dim::LIMIT`), divisors are positive. Constants have exactly the bytes (or strings) that element type and shape say. Every op's
 //! origin is a row of the origin table.
 //!
 //! **SSA.** `order` names each op at most once. An operand is an input of the same graph or a result of
@@ -68,7 +68,9 @@ fn tables(m: &Module) -> Result<()> {
         if !names.insert(&s.name) {
             return Err(IrError::verify(place(), "another symbol has this name"));
         }
-        if s.lo < 0 || s.lo > s.hi || s.hi > Dim::LIMIT || s.divisor < 1 {
+        // a bound element need not be a size
+        let least = if s.kind == SymKind::Value { -Dim::LIMIT } else { 0 };
+        if s.lo < least || s.lo > s.hi || s.hi > Dim::LIMIT || s.divisor < 1 {
             return Err(IrError::verify(
                 place(),
                 format!("row {i}: range {}..{} or divisor {} is illegal", s.lo, s.hi, s.divisor),

@@ -59,7 +59,7 @@ fn everything() {
     };
     let strings = b.constant_data(strings).unwrap();
     let u = b.constant(Tensor::new(DType::U64, vec![], u64::MAX.to_le_bytes().to_vec())).unwrap();
-    let bits = b.random_bits(u, &[n.clone()]).unwrap();
+    let bits = b.random_bits(u, std::slice::from_ref(&n)).unwrap();
     let bits = b.bitcast(bits, DType::I64).unwrap();
     let base = b.full(DType::I64, &[Dim::from(5)], 3.0).unwrap();
     let bits = b.rem(bits, base).or_else(|_: IrError| b.abs(bits)).unwrap();
