@@ -30,7 +30,10 @@ impl Elem {
     fn scalar(dtype: DType, s: Scalar) -> Option<Elem> {
         match s {
             Scalar::Int(i) if dtype.is_float() => Elem::float(i as f64),
-            Scalar::Int(i) => Some(Elem::int(i64::try_from(i).ok().filter(|i| i.abs() < BIG)?)),
+            // "to the end" as models write it; `fits` keeps arithmetic off it, so that it only moves
+            Scalar::Int(i) if i == i64::MAX.into() || i == i64::MIN.into() => Some(Elem::int(i as i64)),
+            Scalar::Int(i) if i.unsigned_abs() < BIG as u128 => Some(Elem::int(i as i64)),
+            Scalar::Int(_) => None,
             Scalar::Float(x) => Elem::float(x),
         }
     }

@@ -235,3 +235,19 @@ fn windows_and_slices() {
     assert!(b.scatter(base, at, up, Combine::Add).is_ok());
     assert!(b.scatter(base, up, up, Combine::Add).is_err());
 }
+
+#[test]
+fn the_largest_integers_only_move() {
+    let mut b = Builder::new("g");
+    let ends = b.vector_i64(&[i64::MAX, 4, i64::MIN]).unwrap();
+    let end = b.slice_axis(ends, 0, &d(0), &d(1)).unwrap();
+    let n = b.symbol("N", 0, 64);
+    let (first, size) = slice_range(&d(1), &b.known(end).unwrap()[0], 1, &n, b.symbols());
+    let at = |e: &Dim, n| e.eval_syms(&|_| Some(n));
+    assert_eq!((at(&first, 5), at(&size, 5), at(&size, 0)), (Some(1), Some(4), Some(0)));
+    let one = b.vector_i64(&[1]).unwrap();
+    let sum = b.add(end, one).unwrap();
+    assert_eq!(b.known(sum), None);
+    let negative = b.neg(ends).unwrap();
+    assert_eq!(b.known(negative), None);
+}
