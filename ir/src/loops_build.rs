@@ -833,6 +833,7 @@ impl LoopBuilder {
         self.func.body = body;
         self.func.launch = launch;
         crate::loops_opt::drop_dead(&mut self.func);
+        crate::loops_opt::renumber(&mut self.func);
         self.func
     }
 }

@@ -2,6 +2,9 @@
 
 pub mod eval;
 pub mod fold;
+mod renumber;
+
+pub use renumber::renumber;
 
 use crate::loops::{Block, Func, Stmt, Val};
 
