@@ -57,9 +57,7 @@ impl<'a> Gen<'a> {
         let mems = k
             .buffers
             .iter()
-            .map(|x| {
-                b.buf(x.name.clone(), x.dtype, x.access != Access::Read, x.dtype.bytes().max(1) as u32)
-            })
+            .map(|x| b.buf(x.name.clone(), x.dtype, x.access != Access::Read, x.dtype.bytes().max(1) as u32))
             .collect();
         k.origins.iter().for_each(|o| b.origin(*o));
         Gen { k, facts: VarFacts::of(k, symbols), b, mems, launch: Launch::default() }

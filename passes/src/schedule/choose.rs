@@ -55,6 +55,13 @@ pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choic
     choices
 }
 
+/// Columns of the tile of a contraction in normal form; `None` where the kernel is not one.
+pub fn column_tile(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Option<u32> {
+    let a = Analysis::of(k, symbols);
+    let c = Chooser::new(&a, target);
+    (c.contraction || c.col.is_some() && a.works.iter().any(|w| w.reduce)).then_some(c.col_size)
+}
+
 struct Chooser<'a> {
     a: &'a Analysis<'a>,
     target: &'a TargetDesc,
@@ -217,7 +224,10 @@ impl<'a> Chooser<'a> {
             }
         }
         let (_, _, axis, contraction, tile) = best;
-        self.contraction = contraction;
+        // a matrix times a vector has no rows and is a contraction all the same
+        let is_row = |x: &Access| self.a.step(&x.offset, col, panel) == Step::Zero;
+        let vector = |w: &&Work| w.accesses.iter().any(is_row) && !w.accesses.iter().all(is_row);
+        self.contraction = contraction || axis.is_none() && reductions.iter().all(vector);
         self.col_size = tile.cols;
         self.rows = axis.map(|axis| {
             let whole = self.a.extent(axis).divisible_by(tile.rows.into(), &self.a.facts);

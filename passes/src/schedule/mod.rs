@@ -5,6 +5,7 @@
 
 mod analyse;
 pub mod choose;
+pub mod operands;
 #[cfg(test)]
 mod tests;
 pub mod text;

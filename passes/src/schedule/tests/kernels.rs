@@ -345,7 +345,9 @@ fn types_narrow_and_wide() {
 /// Lines of a generated kernel, checked against what sorting in Rust gives.
 #[test]
 fn sorts_and_compacts() {
-    for (rows, n, inner) in [(2usize, 0usize, 1usize), (1, 1, 1), (3, 2, 2), (2, 7, 1), (1, 33, 3), (2, 64, 1)] {
+    for (rows, n, inner) in
+        [(2usize, 0usize, 1usize), (1, 1, 1), (3, 2, 2), (2, 7, 1), (1, 33, 3), (2, 64, 1)]
+    {
         for descending in [false, true] {
             let shape = [Dim::from(rows), Dim::from(n), Dim::from(inner)];
             let mut b = Build::new("top_k");
@@ -392,4 +394,44 @@ fn sorts_and_compacts() {
     let mut bufs = vec![vec![1, 0, 0, 1, 1], vec![0; 40], vec![0; 8]];
     loops_exec::execute(&lowered.variants[0].func, &mut bufs, &[], 0, 1).unwrap();
     assert_eq!((bufs[2][0], bufs[1][0], bufs[1][8], bufs[1][16]), (3, 0, 3, 4));
+}
+
+/// The contraction's operands before anything is packed, then after doing what they need.
+#[test]
+fn operands_say_what_they_need() {
+    use crate::schedule::operands::{Need, operands};
+    let c = Conv { n: 1, hw: 14, ci: 8, co: 40, groups: 1, kernel: 3, stride: 1, dilation: 1, pad: 1 };
+    let mut b = conv(c, Pad::Guards, None, true);
+    b.k.buffers[1].constant = true;
+    let found = operands(&b.k, &b.symbols, &avx512()).unwrap();
+    let [row, column] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!(row.need, Need::Halo(vec![(0, 0), (0, 0), (1, 1), (1, 1)]));
+    let Need::Pack(layout) = column.need.clone() else { panic!("{column:?}") };
+    let order: Vec<(usize, Option<usize>)> = layout.frags.iter().map(|f| (f.dim, f.len)).collect();
+    assert_eq!(order[1..], [(1, None), (3, None), (4, None), (2, None), (1, order[5].1)][..]);
+    let mut b = conv(c, Pad::Halo, None, true);
+    b.layout(BufId(1), layout);
+    b.k.buffers[1].constant = true;
+    let found = operands(&b.k, &b.symbols, &avx512()).unwrap();
+    assert!(found.iter().all(|o| o.need == Need::Ready), "{found:?}");
+    b.check();
+
+    // q k^T: the column operand is contiguous along the reduction
+    let mut b = Build::new("scores");
+    let s = b.size(20, true);
+    let d = Dim::from(16);
+    let (sa, si) = b.axis("s", s.clone());
+    let (ta, ti) = b.axis("t", s.clone());
+    let (ea, ei) = b.axis("e", d.clone());
+    let (q, k) = (b.input("q", &[s.clone(), d.clone()]), b.input("k", &[s.clone(), d]));
+    let y = b.output("y", &[s.clone(), s]);
+    b.domain(&[&sa, &ta]);
+    let (qv, kv) = (b.read(q, &[&si, &ei]), b.read(k, &[&ti, &ei]));
+    let p = b.bin(BinaryOp::Mul, qv, kv);
+    let sum = b.reduce(Monoid::Sum, &[&ea], p);
+    b.store(&[], y, &[&si, &ti], sum);
+    let found = operands(&b.k, &b.symbols, &avx512()).unwrap();
+    assert_eq!(found[0].need, Need::Ready);
+    assert_eq!(found[1].need, Need::Stage(vec![ea.var, ta.var]));
+    b.check();
 }

@@ -163,7 +163,8 @@ impl Build {
             }
             used += 1;
             let place = format!("{} on {} by {}", k.name, target.name, v.schedule);
-            let mut got: Vec<Vec<u8>> = bufs.iter().zip(&k.buffers).map(|(m, b)| encode(m, b.dtype)).collect();
+            let mut got: Vec<Vec<u8>> =
+                bufs.iter().zip(&k.buffers).map(|(m, b)| encode(m, b.dtype)).collect();
             let values: Vec<i64> = v.func.syms.iter().map(|s| syms(*s)).collect();
             let trip = v.func.launch.trip.eval_syms(&|s| Some(syms(s))).unwrap();
             let status = loops_exec::execute(&v.func, &mut got, &values, 0, trip)

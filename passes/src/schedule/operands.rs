@@ -1,0 +1,297 @@
+//! What a contraction wants of its operands, before their layouts are final.
+//!
+//! A contraction is a sum of products of two factors, each of which depends on a domain axis that the
+//! other does not. The factor that depends on the contiguous axis of the result is the *column* operand:
+//! its elements lie in vector lanes, so it must be contiguous along that axis. The *row* operand is read
+//! one element at a time; any affine, unguarded read will do.
+
+use super::analyse::{Analysis, Step};
+use super::choose::column_tile;
+use super::normal_form;
+use crate::error::Result;
+use crate::lower::{access, space::VarFacts, space::vars_of};
+use ir::kernel::{BufId, Expr, ExprId, Kernel, Stmt};
+use ir::layout::Frag;
+use ir::prim::BinaryOp;
+use ir::target::TargetDesc;
+use ir::{Dim, Layout, Monoid, Symbols, Var};
+
+/// What has to happen to an operand so that the engine reads it at full speed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// Nothing.
+    Ready,
+    /// A constant: this layout.
+    Pack(Layout),
+    /// A halo of zeros of at least so many elements (before, after), by logical dim of the buffer.
+    Halo(Vec<(usize, usize)>),
+    /// The factor as a tensor over these axes, outermost first, row-major.
+    Stage(Vec<Var>),
+}
+
+/// One factor of a contraction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Operand {
+    /// The factor: an expression of the kernel.
+    pub factor: ExprId,
+    /// The buffer, where the factor is a read, or a conversion of one.
+    pub buf: Option<BufId>,
+    pub column: bool,
+    pub need: Need,
+}
+
+/// The first contraction of a kernel.
+struct Found {
+    factors: [ExprId; 2],
+    /// Axes of the reduction.
+    reduce: Vec<Var>,
+    /// The axis in lanes, and the factor that depends on it.
+    col: Var,
+    col_factor: usize,
+}
+
+/// The operands of the kernel's contraction, row operand first; none where it is no contraction.
+///
+/// The needs follow from the layouts that the other buffers have now: set those of activations first.
+///
+/// # Errors
+/// Where the kernel is malformed.
+pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<Vec<Operand>> {
+    if kernel.generated.is_some() {
+        return Ok(Vec::new());
+    }
+    let facts = VarFacts::of(kernel, symbols);
+    let linear = access::linearise(kernel, &facts)?;
+    let a = Analysis::of(&linear, symbols);
+    let Some(found) = find(kernel, &linear, &a) else { return Ok(Vec::new()) };
+    let mut result = Vec::new();
+    for (i, factor) in found.factors.into_iter().enumerate() {
+        let column = i == found.col_factor;
+        let read = plain_read(kernel, factor);
+        let need = match read {
+            Some((buf, _)) if kernel.buffers[buf.0 as usize].constant && column => {
+                let layout = packed(kernel, symbols, target, buf, &found, &facts)?;
+                if layout == kernel.buffers[buf.0 as usize].layout { Need::Ready } else { Need::Pack(layout) }
+            }
+            Some((buf, read)) => of_read(kernel, &a, &facts, buf, read, column.then_some(found.col))
+                .unwrap_or_else(|| stage(kernel, factor, &found, column)),
+            None => stage(kernel, factor, &found, column),
+        };
+        result.push(Operand { factor, buf: read.map(|r| r.0), column, need });
+    }
+    result.sort_by_key(|o| o.column);
+    Ok(result)
+}
+
+/// The layout in which `buf`, a constant operand of `kernel`, is read fastest; `None` where its present
+/// one is as good.
+///
+/// # Errors
+/// Where the kernel is malformed.
+pub fn constant_layout(
+    kernel: &Kernel,
+    buf: BufId,
+    symbols: &Symbols,
+    target: &TargetDesc,
+) -> Result<Option<Layout>> {
+    let known = operands(kernel, symbols, target)?;
+    Ok(known.into_iter().find(|o| o.buf == Some(buf)).and_then(|o| match o.need {
+        Need::Pack(l) => Some(l),
+        _ => None,
+    }))
+}
+
+/// Domain and reduce variables of an expression.
+fn depends(k: &Kernel, e: ExprId, into: &mut Vec<Var>) {
+    let mut dims = |ds: &mut dyn Iterator<Item = &Dim>| {
+        for v in ds.flat_map(vars_of) {
+            if !into.contains(&v) {
+                into.push(v);
+            }
+        }
+    };
+    match k.get(e) {
+        Expr::Const(..) | Expr::Local(_) => {}
+        Expr::Index(d) => dims(&mut std::iter::once(d)),
+        Expr::Read { index, guards, .. } => {
+            dims(&mut index.iter().chain(guards.iter().map(|g| &g.expr)));
+        }
+        Expr::Inside(guards) => dims(&mut guards.iter().map(|g| &g.expr)),
+        Expr::Unary(_, x) | Expr::Convert(_, _, x) | Expr::Bitcast(_, x) => depends(k, *x, into),
+        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) => {
+            depends(k, *x, into);
+            depends(k, *y, into);
+        }
+        Expr::Select(x, y, z) => [x, y, z].into_iter().for_each(|e| depends(k, *e, into)),
+        Expr::Bind { value, body, .. } => {
+            depends(k, *value, into);
+            depends(k, *body, into);
+        }
+    }
+}
+
+fn find(kernel: &Kernel, linear: &Kernel, a: &Analysis) -> Option<Found> {
+    let domain: Vec<Var> = kernel.domain.iter().map(|x| x.var).collect();
+    let (reduce, value) = kernel.stmts.iter().find_map(|s| match s {
+        Stmt::Reduce { monoid: Monoid::Sum, axes, value, .. } => Some((axes, *value)),
+        _ => None,
+    })?;
+    let Expr::Binary(BinaryOp::Mul, x, y) = kernel.get(value) else { return None };
+    let factors = [*x, *y];
+    let [dx, dy] = factors.map(|f| {
+        let mut vars = Vec::new();
+        depends(kernel, f, &mut vars);
+        vars
+    });
+    let store = linear.stmts.iter().find_map(|s| match s {
+        Stmt::Store { index, .. } => Some(&index[0]),
+        _ => None,
+    })?;
+    // the result's most contiguous axis that one factor alone depends on
+    let distance = |v: Var| match a.step(store, v, None) {
+        Step::Zero | Step::Irregular => f64::MAX,
+        Step::One => 1.0,
+        Step::By(d) => a.estimate(&d).max(2.0),
+    };
+    let own = |v: &Var| dx.contains(v) != dy.contains(v);
+    let col = domain.iter().copied().filter(own).min_by(|u, v| distance(*u).total_cmp(&distance(*v)))?;
+    let reduce = reduce.iter().map(|x| x.var).collect();
+    Some(Found { factors, reduce, col, col_factor: usize::from(dy.contains(&col)) })
+}
+
+/// The read that a factor is, conversions aside.
+fn plain_read(k: &Kernel, e: ExprId) -> Option<(BufId, ExprId)> {
+    match k.get(e) {
+        Expr::Read { buf, .. } => Some((*buf, e)),
+        Expr::Convert(_, _, x) => plain_read(k, *x),
+        _ => None,
+    }
+}
+
+/// What a plain read needs; `None` where nothing but staging helps.
+fn of_read(
+    kernel: &Kernel,
+    a: &Analysis,
+    facts: &VarFacts,
+    buf: BufId,
+    read: ExprId,
+    col: Option<Var>,
+) -> Option<Need> {
+    let Expr::Read { index, guards, fill, .. } = kernel.get(read) else { return None };
+    let b = &kernel.buffers[buf.0 as usize];
+    let offset = access::offset(index, &b.shape, &b.layout, facts);
+    let panel = col.and_then(|c| a.panel(c));
+    let regular = vars_of(&offset).into_iter().all(|v| {
+        let step = a.step(&offset, v, if Some(v) == col { panel } else { None });
+        step != Step::Irregular && (Some(v) != col || step == Step::One)
+    });
+    if !regular {
+        return None;
+    }
+    let open: Vec<_> = guards.iter().filter(|g| !crate::index::inside(g, facts)).collect();
+    if open.is_empty() {
+        return Some(Need::Ready);
+    }
+    // what the index can reach beyond the tensor must hold the fill value
+    if fill.as_f64() != 0.0 {
+        return None;
+    }
+    let mut halo = vec![(0, 0); index.len()];
+    for g in open {
+        let d = index.iter().zip(&b.shape).position(|(i, n)| *i == g.expr && *n == g.bound)?;
+        let below = -g.expr.bounds(facts).0;
+        let above = greatest(&(&g.expr - &g.bound), facts) + 1;
+        let most = |x: i64| usize::try_from(x.max(0)).ok().filter(|x| *x <= 64);
+        halo[d] = (most(below)?, most(above)?);
+    }
+    let enough = halo.iter().zip(&b.layout.halo).all(|(n, h)| n.0 <= h.0 && n.1 <= h.1);
+    Some(if enough { Need::Ready } else { Need::Halo(halo) })
+}
+
+/// An upper bound of an expression in which symbols may cancel once indices take their last values.
+fn greatest(d: &Dim, facts: &VarFacts) -> i64 {
+    let last: Vec<(Var, Dim)> = vars_of(d)
+        .into_iter()
+        .filter(|v| d.affine_in(*v).is_some_and(|(c, _)| c.as_const().is_some_and(|c| c > 0)))
+        .filter_map(|v| Some((v, facts.extent(v)? - &Dim::from(1))))
+        .collect();
+    let at_last = crate::lower::space::substitute(d, facts, &last);
+    at_last.bounds(facts).1.min(d.bounds(facts).1)
+}
+
+/// Staged factors have their reduce axes innermost, column operands their column axis.
+fn stage(kernel: &Kernel, factor: ExprId, found: &Found, column: bool) -> Need {
+    let mut vars = Vec::new();
+    depends(kernel, factor, &mut vars);
+    let domain = kernel.domain.iter().map(|x| x.var).filter(|v| vars.contains(v));
+    let mut axes: Vec<Var> = domain.filter(|v| !column || *v != found.col).collect();
+    axes.extend(found.reduce.iter().copied().filter(|v| vars.contains(v)));
+    if column {
+        axes.push(found.col);
+    }
+    Need::Stage(axes)
+}
+
+/// `[batch][n / NR][k ...][n % NR]` where the tile of the schedule has NR columns. The order of the
+/// reduce axes follows the steps of the row operand, so that both operands run through memory.
+fn packed(
+    kernel: &Kernel,
+    symbols: &Symbols,
+    target: &TargetDesc,
+    buf: BufId,
+    found: &Found,
+    facts: &VarFacts,
+) -> Result<Layout> {
+    let b = &kernel.buffers[buf.0 as usize];
+    let Some((_, read)) = plain_read(kernel, found.factors[found.col_factor]) else {
+        return Ok(b.layout.clone());
+    };
+    let Expr::Read { index, .. } = kernel.get(read) else { return Ok(b.layout.clone()) };
+    // distance between neighbours of a reduce axis in the other factor, by variable
+    let row = plain_read(kernel, found.factors[1 - found.col_factor]);
+    let row_offset = row.and_then(|(rb, e)| match kernel.get(e) {
+        Expr::Read { index, .. } => {
+            let rb = &kernel.buffers[rb.0 as usize];
+            Some(access::offset(index, &rb.shape, &rb.layout, facts))
+        }
+        _ => None,
+    });
+    let distance = |v: Var| {
+        let coef = row_offset.as_ref().and_then(|o| o.affine_in(v)).map(|c| c.0);
+        coef.map_or(0.0, |c| facts.estimate(&c))
+    };
+    let of_dim = |d: usize| vars_of(&index[d]);
+    let (mut batch, mut inner, mut col) = (Vec::new(), Vec::new(), None);
+    for (d, size) in b.shape.iter().enumerate() {
+        let vars = of_dim(d);
+        if vars.contains(&found.col) {
+            col = Some(d);
+        } else if vars.iter().any(|v| found.reduce.contains(v)) && !size.is_const(1) {
+            inner.push(d);
+        } else {
+            batch.push(d);
+        }
+    }
+    let Some(col) = col else { return Ok(b.layout.clone()) };
+    let key = |d: &usize| of_dim(*d).into_iter().map(distance).fold(0.0, f64::max);
+    inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
+    let plain: Vec<usize> = batch.iter().chain(&inner).copied().chain([col]).collect();
+    let plain = Layout::permuted(&plain);
+    // the schedule for a contiguous column operand says how many columns a tile has
+    let mut probe = kernel.clone();
+    probe.buffers[buf.0 as usize].layout = plain.clone();
+    let normal = normal_form(&probe, symbols)?;
+    let Some(nr) = column_tile(&normal, symbols, target) else { return Ok(plain) };
+    // a panel may not straddle two groups
+    let alone = index[col] == Dim::from(found.col);
+    let extent = facts.extent(found.col).cloned().unwrap_or_else(|| Dim::from(1));
+    if !alone && !extent.divisible_by(nr.into(), facts) || alone && extent.is_const(nr.into()) {
+        return Ok(plain);
+    }
+    let frag = |dim, div, len| Frag { dim, div, len };
+    let mut frags: Vec<Frag> = batch.iter().map(|d| frag(*d, 1, None)).collect();
+    frags.push(frag(col, nr as usize, None));
+    frags.extend(inner.iter().map(|d| frag(*d, 1, None)));
+    frags.push(frag(col, 1, Some(nr as usize)));
+    Ok(Layout { frags, halo: vec![(0, 0); b.shape.len()] })
+}
