@@ -316,7 +316,7 @@ impl Printer<'_> {
 /// # Errors
 /// [`crate::IrError::Parse`] with line and column. What parses is not verified yet.
 pub fn parse(text: &str) -> Result<Func> {
-    let mut p = Parser { c: Cursor::new(text), func: Func::default(), by_name: true, typed: Vec::new() };
+    let mut p = Parser { c: Cursor::new(text), func: Func::default(), by_name: true, seen: Vec::new() };
     p.func()?;
     if !p.c.at_end() {
         return Err(p.c.expected("the end of the text"));
@@ -324,12 +324,19 @@ pub fn parse(text: &str) -> Result<Func> {
     Ok(p.func)
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seen {
+    Nothing,
+    Use,
+    Definition,
+}
+
 struct Parser<'a> {
     c: Cursor<'a>,
     func: Func,
     by_name: bool,
-    /// Values whose definition was read.
-    typed: Vec<bool>,
+    /// What was read of each value.
+    seen: Vec<Seen>,
 }
 
 impl Parser<'_> {
@@ -367,7 +374,7 @@ impl Parser<'_> {
             }
         }
         self.func.body = self.block_after_brace(0)?;
-        if let Some(v) = self.typed.iter().position(|t| !t) {
+        if let Some(v) = self.seen.iter().position(|s| *s == Seen::Use) {
             return Err(self.c.error(format!("%{v} has no definition")));
         }
         Ok(())
@@ -456,7 +463,10 @@ impl Parser<'_> {
         let id = id.ok_or_else(|| at.expected("a value such as `%0`"))?;
         if self.func.types.len() <= id as usize {
             self.func.types.resize(id as usize + 1, Ty::INDEX);
-            self.typed.resize(id as usize + 1, false);
+            self.seen.resize(id as usize + 1, Seen::Nothing);
+        }
+        if self.seen[id as usize] == Seen::Nothing {
+            self.seen[id as usize] = Seen::Use;
         }
         Ok(Val(id))
     }
@@ -465,7 +475,7 @@ impl Parser<'_> {
         self.number()
     }
     fn define(&mut self, v: Val, ty: Ty) -> Result<()> {
-        if std::mem::replace(&mut self.typed[v.0 as usize], true) {
+        if std::mem::replace(&mut self.seen[v.0 as usize], Seen::Definition) == Seen::Definition {
             return Err(self.c.error(format!("{v} is defined twice")));
         }
         self.func.types[v.0 as usize] = ty;
