@@ -40,8 +40,6 @@ pub struct Attended {
 /// Exponentials over their sum along the last axis. A row in which nothing counts (all -inf) gives 0.
 fn masked_softmax(b: &mut Builder, x: V) -> Result<V> {
     let axis = b.rank(x) - 1;
-    let dtype = b.dtype(x);
-    let x = b.convert(x, wide(dtype))?;
     let (zero, one) = (b.scalar(b.dtype(x), 0.0)?, b.scalar(b.dtype(x), 1.0)?);
     let least = b.scalar(b.dtype(x), f64::NEG_INFINITY)?;
     let m = b.reduce_max(x, &[axis], true)?;
@@ -51,8 +49,7 @@ fn masked_softmax(b: &mut Builder, x: V) -> Result<V> {
     let e = b.exp(d)?;
     let s = b.reduce_sum(e, &[axis], true)?;
     let s = b.select(nothing, one, s)?;
-    let p = b.div(e, s)?;
-    b.convert(p, dtype)
+    b.div(e, s)
 }
 
 /// Query heads [B, Hq, S, D] as groups of the key heads [B, Hk, Hq / Hk, S, D].

@@ -2,7 +2,7 @@
 //! still shows what it is made of.
 
 use ir::build::{Builder, V};
-use ir::prim::{Attr, ConvertMode};
+use ir::prim::Attr;
 use ir::{DType, Dim, IrError, Result};
 
 /// The type that sums and exponentials of `d` are computed in: halves go through f32.
@@ -114,16 +114,15 @@ pub fn gelu_tanh(b: &mut Builder, x: V) -> Result<V> {
     })
 }
 
-/// Exponentials over their sum along `axes`, the largest subtracted first.
+/// Exponentials over their sum along `axes`, the largest subtracted first. All values are at most 1 but
+/// for the sum, which is accumulated in f32, so halves need no wider type.
 pub fn softmax(b: &mut Builder, x: V, axes: &[usize]) -> Result<V> {
     call1(b, "softmax", vec![axes_attr(axes)], x, |b, x| {
-        widened(b, x, |b, x| {
-            let m = b.reduce_max(x, axes, true)?;
-            let d = b.sub(x, m)?;
-            let e = b.exp(d)?;
-            let s = b.reduce_sum(e, axes, true)?;
-            b.div(e, s)
-        })
+        let m = b.reduce_max(x, axes, true)?;
+        let d = b.sub(x, m)?;
+        let e = b.exp(d)?;
+        let s = b.reduce_sum(e, axes, true)?;
+        b.div(e, s)
     })
 }
 
@@ -166,11 +165,6 @@ pub fn along(b: &mut Builder, v: V, axis: usize, rank: usize) -> Result<V> {
         *d = count;
     }
     b.reshape(v, &shape)
-}
-
-/// `x` rounded and limited to the range of the integer type `to`.
-pub fn saturate(b: &mut Builder, x: V, to: DType) -> Result<V> {
-    b.convert_with(x, to, ConvertMode::Saturate)
 }
 
 /// A value of one element as a scalar.

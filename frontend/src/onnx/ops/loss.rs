@@ -3,7 +3,7 @@
 use super::compose::{self, arange, wide};
 use super::{Op, op};
 use crate::diag::Code;
-use crate::onnx::cx::{NodeCx, OpError, OpResult};
+use crate::onnx::cx::{NodeCx, OpError};
 use ir::build::V;
 use ir::{DType, Dim};
 

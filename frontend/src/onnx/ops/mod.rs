@@ -19,15 +19,20 @@ mod gather;
 mod movement;
 mod linear_attention;
 mod loss;
+mod microsoft;
+mod ml;
 mod narrow;
 mod norm;
 mod pool;
+mod qlinear;
 mod quant;
 mod random;
 mod reduce;
 mod rnn;
 mod shape;
 mod softmax;
+mod strings;
+mod trees;
 
 /// One operator.
 pub struct Op {
@@ -59,15 +64,20 @@ static THEMES: &[&[Op]] = &[
     gather::OPS,
     linear_attention::OPS,
     loss::OPS,
+    microsoft::OPS,
+    ml::OPS,
     movement::OPS,
     norm::OPS,
     pool::OPS,
+    qlinear::OPS,
     quant::OPS,
     random::OPS,
     reduce::OPS,
     rnn::OPS,
     shape::OPS,
     softmax::OPS,
+    strings::OPS,
+    trees::OPS,
 ];
 
 fn table() -> &'static HashMap<(&'static str, &'static str), &'static Op> {
@@ -104,6 +114,17 @@ pub fn find(domain: &str, name: &str, version: Option<i64>) -> Result<(&'static 
         .hint("convert the model to a newer operator set"));
     }
     Ok((op, version))
+}
+
+/// The node's result if it were `name` of the standard domain with these inputs: for operators that are
+/// another one with something before or behind it. The inputs of the node are as before afterwards.
+fn delegate(cx: &mut NodeCx, name: &str, opset: i64, inputs: &[Option<ir::build::V>]) -> OpResult {
+    let (op, opset) = find("", name, Some(opset))?;
+    let given = inputs.iter().map(|v| v.map(super::cx::Val::Tensor)).collect();
+    let own = (std::mem::replace(&mut cx.inputs, given), std::mem::replace(&mut cx.opset, opset));
+    let out = (op.import)(cx);
+    (cx.inputs, cx.opset) = own;
+    out
 }
 
 /// All operators, sorted, for documentation and tests.

@@ -185,7 +185,7 @@ fn checked(cx: &NodeCx, x: V, scale: V, mut g: Granularity) -> Result<Granularit
     Ok(g)
 }
 
-fn quantize_linear(cx: &mut NodeCx) -> OpResult {
+pub fn quantize_linear(cx: &mut NodeCx) -> OpResult {
     let (x, scale, zero) = (cx.input(0)?, cx.input(1)?, cx.opt(2)?);
     let g = checked(cx, x, scale, granularity(cx)?)?;
     let to = match zero {
@@ -205,7 +205,7 @@ fn quantize_linear(cx: &mut NodeCx) -> OpResult {
     Ok(quantize(cx.b, x, scale, zero, to, g, precision, saturate)?.into())
 }
 
-fn dequantize_linear(cx: &mut NodeCx) -> OpResult {
+pub fn dequantize_linear(cx: &mut NodeCx) -> OpResult {
     let (x, scale, zero) = (cx.input(0)?, cx.input(1)?, cx.opt(2)?);
     let g = checked(cx, x, scale, granularity(cx)?)?;
     let to = match dtype_or(cx, "output_dtype")? {
