@@ -62,8 +62,13 @@ fn grouped(b: &mut Builder, x: V, heads: &Dim) -> Result<V> {
 /// Scaled products of q[B, Hq, S, D] and k[B, Hk, T, D]: [B, Hq, S, T]. Each key head serves a group of
 /// query heads, without being repeated.
 fn products(b: &mut Builder, q: V, k: V, scale: f64) -> Result<V> {
-    let q = b.mul_scalar(q, scale)?;
     let dtype = b.dtype(q);
+    // halves share the scale between both operands, so that neither loses range
+    let (q, k) = if wide(dtype) != dtype {
+        (b.mul_scalar(q, scale.sqrt())?, b.mul_scalar(k, scale.sqrt())?)
+    } else {
+        (b.mul_scalar(q, scale)?, k)
+    };
     let (qs, ks) = (b.shape(q).to_vec(), b.shape(k).to_vec());
     if b.same_dim(&qs[1], &ks[1]) {
         return b.contract(q, k, &[(0, 0), (1, 1)], &[(3, 3)], dtype);

@@ -17,6 +17,8 @@ mod conv;
 mod elementwise;
 mod gather;
 mod movement;
+mod image;
+mod linalg;
 mod linear_attention;
 mod loss;
 mod microsoft;
@@ -30,8 +32,10 @@ mod random;
 mod reduce;
 mod rnn;
 mod shape;
+mod signal;
 mod softmax;
 mod strings;
+mod training;
 mod trees;
 
 /// One operator.
@@ -62,6 +66,8 @@ static THEMES: &[&[Op]] = &[
     conv::OPS,
     elementwise::OPS,
     gather::OPS,
+    image::OPS,
+    linalg::OPS,
     linear_attention::OPS,
     loss::OPS,
     microsoft::OPS,
@@ -75,8 +81,10 @@ static THEMES: &[&[Op]] = &[
     reduce::OPS,
     rnn::OPS,
     shape::OPS,
+    signal::OPS,
     softmax::OPS,
     strings::OPS,
+    training::OPS,
     trees::OPS,
 ];
 
