@@ -103,7 +103,7 @@ impl Legaliser<'_> {
         for row in 0..ty.rows {
             for (col, width) in self.chunks(ty.cols) {
                 let v = self.load_part(&a, reg, row, col, width, lanes)?;
-                regs.push(self.from_memory(dtype, raw, v));
+                regs.push(self.read_value(dtype, raw, v));
             }
         }
         Ok(Tile::of(regs))
@@ -174,7 +174,7 @@ impl Legaliser<'_> {
         self.b.cmp(CmpOp::Lt, iota, n)
     }
 
-    fn from_memory(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
+    fn read_value(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
         match format(dtype) {
             Some(f) if raw => decode(&mut self.b, f, v),
             _ => v,
@@ -182,7 +182,7 @@ impl Legaliser<'_> {
     }
 
     /// What to store for register `v` of element type `dtype`, which need not be normalised.
-    fn to_memory(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
+    fn stored_value(&mut self, dtype: DType, raw: bool, v: Val) -> Val {
         match format(dtype) {
             Some(f) if raw => encode(&mut self.b, f, v, false),
             _ => v,
@@ -199,7 +199,7 @@ impl Legaliser<'_> {
         let (_, raw) = self.access(dtype)?;
         // the store wraps and rounds
         let regs = self.tile(value)?.regs.clone();
-        let regs: Vec<Val> = regs.into_iter().map(|v| self.to_memory(dtype, raw, v)).collect();
+        let regs: Vec<Val> = regs.into_iter().map(|v| self.stored_value(dtype, raw, v)).collect();
         let lanes = if ty.cols == 1 { 1 } else { self.lanes };
         let per_row = regs.len() / (ty.rows.max(1) as usize);
         for row in 0..ty.rows {
@@ -278,7 +278,7 @@ impl Legaliser<'_> {
             } else {
                 self.b.gather_as(mem, index, mask, self.b.ty(index).with(reg))
             };
-            regs.push(self.from_memory(dtype, raw, v));
+            regs.push(self.read_value(dtype, raw, v));
         }
         Ok(Tile::of(regs))
     }
@@ -294,7 +294,7 @@ impl Legaliser<'_> {
         let masks = self.access_masks(ty, mask)?;
         let values = self.tile(value)?.regs.clone();
         for ((index, v), mask) in index.into_iter().zip(values).zip(masks) {
-            let v = self.to_memory(dtype, raw, v);
+            let v = self.stored_value(dtype, raw, v);
             if ty.cols == 1 && mask.is_none() {
                 let a = self.b.addr(mem, index, 0);
                 self.b.store(a, v);

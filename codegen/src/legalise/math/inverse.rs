@@ -72,7 +72,7 @@ impl Math<'_> {
         // tan(3 pi / 8) and tan(pi / 8)
         let bound = self.mul_c(den, 2.414213562373095);
         let big = self.cmp(CmpOp::Gt, num, bound);
-        let bound = self.mul_c(den, 0.4142135623730950);
+        let bound = self.mul_c(den, 0.414213562373095);
         let mid = self.cmp(CmpOp::Gt, num, bound);
         let minus = self.neg(den);
         let diff = self.sub(num, den);

@@ -45,7 +45,7 @@ impl Math<'_> {
         let k = self.shr(offset, man);
         let exp_bits = self.shl(k, man);
         let m_bits = self.sub(bits, exp_bits);
-        let m = self.from_bits(m_bits);
+        let m = self.float_of(m_bits);
         let f = self.add_c(m, -1.0);
         let kf = if wide {
             // through 32 bits: vectors of i64 convert slowly on most machines

@@ -179,7 +179,7 @@ impl Math<'_> {
         self.b.bitcast(to, x)
     }
     /// The float with these bits.
-    fn from_bits(&mut self, i: Val) -> Val {
+    fn float_of(&mut self, i: Val) -> Val {
         let wide = self.b.dtype(i).bytes() == 8;
         self.b.bitcast(if wide { DType::F64 } else { DType::F32 }, i)
     }
@@ -213,7 +213,7 @@ impl Math<'_> {
         let s = self.and(s, mask);
         let m = self.bits(magnitude);
         let r = self.or(m, s);
-        self.from_bits(r)
+        self.float_of(r)
     }
     /// `f(x)` but `x` itself where it is zero: keeps the sign of zero.
     fn keep_zero(&mut self, x: Val, y: Val) -> Val {
@@ -249,7 +249,7 @@ impl Math<'_> {
         let mask = self.i(a, !((1 << 27) - 1));
         let bits = self.bits(a);
         let upper = self.and(bits, mask);
-        let hi = self.from_bits(upper);
+        let hi = self.float_of(upper);
         (hi, self.sub(a, hi))
     }
     /// a + b with |a| >= |b| as an unevaluated sum.
@@ -268,7 +268,7 @@ impl Math<'_> {
         for n in [half, rest] {
             let e = self.add(n, bias);
             let e = self.shl(e, man);
-            let s = self.from_bits(e);
+            let s = self.float_of(e);
             y = self.mul(y, s);
         }
         y

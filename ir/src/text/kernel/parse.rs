@@ -34,6 +34,9 @@ pub fn parse(text: &str) -> Result<Kernel> {
     Ok(p.k)
 }
 
+/// Values of carried locals after a step.
+type Nexts = Vec<(u32, ExprId)>;
+
 struct Parser<'a> {
     c: Cursor<'a>,
     k: Kernel,
@@ -245,7 +248,7 @@ impl Parser<'_> {
     }
 
     /// Statements up to the closing brace, and the `next` clauses in front of it.
-    fn stmts(&mut self, depth: usize) -> Result<(Vec<Stmt>, Vec<(u32, ExprId)>)> {
+    fn stmts(&mut self, depth: usize) -> Result<(Vec<Stmt>, Nexts)> {
         if depth > MAX_DEPTH {
             return Err(self.c.error("statements nest too deeply"));
         }
