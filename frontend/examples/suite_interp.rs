@@ -150,7 +150,9 @@ fn main() {
     } else {
         find(Path::new(root), &|p| p.join("model.onnx").is_file(), &mut found);
     }
-    std::panic::set_hook(Box::new(|_| {}));
+    if !flag("--trace") {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     let mut totals: BTreeMap<&str, usize> = BTreeMap::new();
     for dir in found.iter().filter(|d| d.to_string_lossy().contains(filter)) {
         let (status, detail) = std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir) })

@@ -22,6 +22,11 @@ pub enum Structure {
 pub struct ImportOptions {
     /// Fixes named dimensions (`dim_param`) to sizes.
     pub dims: BTreeMap<String, i64>,
+    /// Inclusive ranges of symbolic dimensions, by name. Unnamed ones are called after the input: `x_0`.
+    pub dim_ranges: BTreeMap<String, (i64, i64)>,
+    /// Smallest size of a symbolic dimension without a range. With 0, empty inputs are accepted, and
+    /// expressions of sizes simplify less. Dimensions that a name marks as the past of a cache may always be 0.
+    pub smallest_dim: i64,
     /// Structure of inputs that are sequences or optionals, by name.
     pub structures: BTreeMap<String, Structure>,
     /// Inputs whose value is fixed at compile time, where the structure of the graph depends on it. They remain
@@ -44,6 +49,8 @@ impl Default for ImportOptions {
     fn default() -> Self {
         ImportOptions {
             dims: BTreeMap::new(),
+            dim_ranges: BTreeMap::new(),
+            smallest_dim: 1,
             structures: BTreeMap::new(),
             constants: BTreeMap::new(),
             initializers_are_inputs: false,

@@ -123,6 +123,9 @@ impl<const N: usize> From<[V; N]> for Outs {
     }
 }
 
+/// Beyond every position in a tensor.
+const FAR: i64 = 4 * Dim::LIMIT;
+
 pub type OpResult = Result<Outs, OpError>;
 
 /// The context of one node.
@@ -326,6 +329,10 @@ impl<'m> NodeCx<'_, 'm> {
                 Code::Dynamic,
                 "a list of sizes whose length is only known when the model is executed",
             ));
+        }
+        if let Some(c) = self.b.known_ints(v) {
+            // exporters write the largest integer for "to the end"
+            return Ok(c.into_iter().map(|x| Dim::from(x.clamp(-FAR, FAR))).collect());
         }
         Ok(self.b.bind_dims(v, lo, Dim::LIMIT, 8)?)
     }

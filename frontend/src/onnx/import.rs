@@ -187,7 +187,7 @@ impl<'m> Importer<'m> {
                 let dtype = dtype_of(t.elem_type).map_err(at)?;
                 let shape = match (&t.shape.0, structure) {
                     (Some(s), _) => self.dims(b, name, &s.dim).map_err(at)?,
-                    (None, Some(Structure::Tensor { rank })) => fresh_dims(b, name, *rank),
+                    (None, Some(Structure::Tensor { rank })) => fresh_dims(b, self.opts, name, *rank),
                     (None, _) => {
                         return Err(at(Diagnostic::unsupported(Code::Dynamic, "the model does not say its rank")
                             .hint("export the model with input shapes; dimensions may be symbolic, the rank may not")));
@@ -244,21 +244,21 @@ impl<'m> Importer<'m> {
             out.push(match &d.value {
                 Some(dimension::Value::DimValue(n)) if (0..=Dim::LIMIT).contains(n) => Dim::from(*n),
                 // some exporters write -1 for a dimension they do not know
-                Some(dimension::Value::DimValue(-1)) | None => fresh_dim(b, name, i),
+                Some(dimension::Value::DimValue(-1)) | None => fresh_dim(b, self.opts, name, i),
                 Some(dimension::Value::DimValue(n)) => {
                     return Err(Diagnostic::invalid(Code::Shape, format!("dimension {i} is {n}")));
                 }
-                Some(dimension::Value::DimParam(p)) if p.is_empty() => fresh_dim(b, name, i),
+                Some(dimension::Value::DimParam(p)) if p.is_empty() => fresh_dim(b, self.opts, name, i),
                 Some(dimension::Value::DimParam(p)) => match self.opts.dims.get(p) {
                     Some(n) if (0..=Dim::LIMIT).contains(n) => Dim::from(*n),
                     Some(n) => {
                         return Err(Diagnostic::invalid(Code::Shape, format!("dimension {p} cannot be {n}")));
                     }
                     None => {
-                        self.symbols.entry(p.clone()).or_insert_with(|| b.symbol(p, 0, Dim::LIMIT)).clone()
+                        self.symbols.entry(p.clone()).or_insert_with(|| entry_symbol(b, self.opts, p)).clone()
                     }
                 },
-                Some(_) => fresh_dim(b, name, i),
+                Some(_) => fresh_dim(b, self.opts, name, i),
             });
         }
         Ok(out)
@@ -599,8 +599,8 @@ impl<'m> Importer<'m> {
     }
 }
 
-fn fresh_dims(b: &mut Builder, name: &str, rank: usize) -> Vec<Dim> {
-    (0..rank).map(|i| fresh_dim(b, name, i)).collect()
+fn fresh_dims(b: &mut Builder, opts: &ImportOptions, name: &str, rank: usize) -> Vec<Dim> {
+    (0..rank).map(|i| fresh_dim(b, opts, name, i)).collect()
 }
 
 /// An input with a known value: the input stays, its users see a constant.
@@ -622,8 +622,24 @@ fn fixed_input(
 }
 
 /// A symbol for dim `i` of the input `name`, which the model does not name.
-fn fresh_dim(b: &mut Builder, name: &str, i: usize) -> Dim {
-    b.symbol(format!("{name}_{i}"), 0, Dim::LIMIT)
+fn fresh_dim(b: &mut Builder, opts: &ImportOptions, input: &str, i: usize) -> Dim {
+    let name = format!("{input}_{i}");
+    match opts.dims.get(&name) {
+        Some(n) if (0..=Dim::LIMIT).contains(n) => Dim::from(*n),
+        _ => entry_symbol(b, opts, &name),
+    }
+}
+
+/// The symbol of a dimension of the inputs, with its range.
+fn entry_symbol(b: &mut Builder, opts: &ImportOptions, name: &str) -> Dim {
+    // what counts the steps before this one is nothing at first, as in a key/value cache
+    let lower = name.to_ascii_lowercase();
+    let is_sum = ["+", "plus", "total"].iter().any(|w| lower.contains(w));
+    let starts_empty = ["past", "cache", "history"].iter().any(|w| lower.contains(w)) && !is_sum;
+    let default = (if starts_empty { 0 } else { opts.smallest_dim }, Dim::LIMIT);
+    let (lo, hi) = opts.dim_ranges.get(name).copied().unwrap_or(default);
+    let lo = lo.clamp(0, Dim::LIMIT);
+    b.symbol(name, lo, hi.clamp(lo, Dim::LIMIT))
 }
 
 /// Declared types of the values of a graph.

@@ -405,12 +405,35 @@ fn slice(cx: &mut NodeCx) -> OpResult {
 }
 
 /// First index and number of elements of `start..end` by `step` within `extent`.
+///
+/// A table of fixed size that is cut by sizes of the inputs (masks, position embeddings) is taken to be
+/// large enough, which the program checks: the clamped size `min(1024, seq)` would not be seen to be
+/// the `seq` of the operands it is combined with.
 fn slice_range(cx: &NodeCx, extent: &Dim, start: &Dim, end: &Dim, step: i64) -> (Dim, Dim) {
     let facts = cx.b.symbols();
+    let given = |d: &Dim| d.as_const().is_none() && d.bounds(facts).0 >= 0 && only_entry_symbols(cx, d);
+    if step == 1 && extent.as_const().is_some() && given(end) {
+        let fits = given(start) || start.as_const().is_some_and(|s| s >= 0);
+        let size = end - start;
+        if fits && size.bounds(facts).0 >= 0 {
+            return (start.clone(), size);
+        }
+    }
     let (first, size) = ir::build::slice_range(start, end, step, extent, facts);
     // with a negative step, an empty axis leaves the start at -1
     let first = if step < 0 { first.max_with(&Dim::from(0), facts) } else { first };
     (first, size)
+}
+
+/// True where all symbols are sizes of the inputs.
+fn only_entry_symbols(cx: &NodeCx, d: &Dim) -> bool {
+    let mut all = true;
+    d.visit_atoms(&mut |a| {
+        if let ir::Atom::Sym(s) = a {
+            all &= cx.b.symbols().get(*s).kind == SymKind::Entry;
+        }
+    });
+    all
 }
 
 // ---- expand, tile, pad ---------------------------------------------------------------------
