@@ -22,6 +22,16 @@ pub enum Require {
 }
 
 impl Require {
+    /// Whether the condition holds for these sizes; `None` where a symbol has no value.
+    pub fn holds(&self, sym: &dyn Fn(Sym) -> Option<i64>) -> Option<bool> {
+        let (Require::Eq(a, b) | Require::Le(a, b) | Require::OneOr(a, b)) = self;
+        let (a, b) = (a.eval_syms(sym)?, b.eval_syms(sym)?);
+        Some(match self {
+            Require::Eq(..) => a == b,
+            Require::Le(..) => a <= b,
+            Require::OneOr(..) => a == 1 || a == b,
+        })
+    }
     /// The same condition as an equality of two expressions (`a <= b` as `max(a, b) == b`).
     pub fn as_equality(&self, facts: &dyn Facts) -> (Dim, Dim) {
         match self {

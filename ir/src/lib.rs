@@ -20,6 +20,7 @@ pub mod minifloat;
 pub mod prim;
 pub mod target;
 pub mod tensor;
+pub mod testing;
 pub mod text;
 pub mod verify;
 

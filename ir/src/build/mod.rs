@@ -40,6 +40,7 @@ use std::collections::HashMap;
 pub struct V(u32);
 
 /// What the builder knows of a value.
+#[derive(Clone)]
 struct Entry {
     /// Graph it belongs to, by [`Frame::uid`].
     frame: u32,
@@ -51,6 +52,7 @@ struct Entry {
 }
 
 /// One graph under construction.
+#[derive(Clone)]
 struct Frame {
     uid: u32,
     graph: Graph,
@@ -61,6 +63,7 @@ struct Frame {
 }
 
 /// A module under construction. See the [module documentation](self).
+#[derive(Clone)]
 pub struct Builder {
     module: Module,
     frames: Vec<Frame>,
@@ -70,6 +73,8 @@ pub struct Builder {
     splats: HashMap<(DType, Scalar), ConstId>,
     /// Symbols that are equal to an expression wherever the program runs on.
     equal: HashMap<Sym, Dim>,
+    /// Conditions that inference left to the run time, in the order they came up.
+    required: Vec<Require>,
 }
 
 impl Builder {
@@ -84,6 +89,7 @@ impl Builder {
             origin,
             splats: HashMap::new(),
             equal: HashMap::new(),
+            required: Vec::new(),
         };
         b.push_frame(name.into());
         b
@@ -127,6 +133,14 @@ impl Builder {
     /// An input of the main graph. Call it before any region is open.
     pub fn input(&mut self, name: impl Into<String>, dtype: DType, shape: Vec<Dim>) -> V {
         self.add_input(0, Some(name.into()), TensorType::new(dtype, shape), None)
+    }
+    /// Inputs of the main graph so far.
+    pub fn input_count(&self) -> usize {
+        self.frames.first().map_or(0, |f| f.graph.inputs.len())
+    }
+    /// Size conditions of the ops so far that the program will check.
+    pub fn required(&self) -> &[Require] {
+        &self.required
     }
     /// The finished module, outputs by name.
     pub fn finish(mut self, outputs: &[(String, V)]) -> Result<Module> {
@@ -238,7 +252,14 @@ impl Builder {
             let one = self.slice_axis(flat, 0, &Dim::from(i), &Dim::from(1))?;
             let one = self.reshape(one, &[])?;
             // a bound element need not be a size: -1 and counts from the end are elements too
-            let info = SymInfo { name: "v".into(), kind: SymKind::Value, lo, hi, divisor: 1, hint: hint.clamp(lo, hi.max(lo)) };
+            let info = SymInfo {
+                name: "v".into(),
+                kind: SymKind::Value,
+                lo,
+                hi,
+                divisor: 1,
+                hint: hint.clamp(lo, hi.max(lo)),
+            };
             let sym = self.module.symbols.add(info);
             self.op(Prim::BindDim(sym), &[one])?;
             *e = Some(Elem::int(sym));
@@ -350,12 +371,13 @@ impl Builder {
             self.values.push(Entry { frame: uid, id, ty, known, constant });
             out.push(V(self.values.len() as u32 - 1));
         }
-        // a check inside a region runs only where the region does
-        if depth == 1 {
-            for r in required {
-                if let Require::Eq(a, b) = r {
-                    self.learn_eq(&a, &b);
-                }
+        for r in required {
+            // a check inside a region runs only where the region does
+            if let (Require::Eq(a, b), 1) = (&r, depth) {
+                self.learn_eq(a, b);
+            }
+            if !self.required.contains(&r) {
+                self.required.push(r);
             }
         }
         Ok(out)

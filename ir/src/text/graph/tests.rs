@@ -120,3 +120,24 @@ fn errors_say_where() {
     let nested = "graph @g() {\n".to_string() + &"call @f {} region @r() {".repeat(100_000);
     assert!(parse(&nested).unwrap_err().to_string().contains("too deeply"));
 }
+
+#[test]
+fn random_graphs_verify_and_round_trip() {
+    use crate::testing::{Options, random_graph};
+    let mut kinds = std::collections::BTreeMap::<&str, usize>::new();
+    fn count(g: &crate::Graph, kinds: &mut std::collections::BTreeMap<&str, usize>) {
+        for (_, op) in g.ops() {
+            *kinds.entry(op.prim.name()).or_default() += 1;
+            op.regions.iter().for_each(|r| count(r, kinds));
+        }
+    }
+    for seed in 0..300 {
+        let options = Options { symbolic: seed % 2 == 1, ops: 20, ..Options::default() };
+        let case = random_graph(seed, &options);
+        round_trip(&case.module);
+        count(&case.module.graph, &mut kinds);
+    }
+    for name in crate::testing::ALL_PRIMITIVES {
+        assert!(kinds.contains_key(name), "no random graph has {name}: {kinds:?}");
+    }
+}
