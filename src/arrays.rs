@@ -67,7 +67,8 @@ impl Array {
         let shape: Vec<usize> = header.shape().iter().map(|&d| d as usize).collect();
         let item = ty.num_bytes().unwrap_or(1) as u64;
         let wanted = header.shape().iter().try_fold(item, |n, &d| n.checked_mul(d));
-        let wanted = wanted.filter(|&n| n <= limit).ok_or_else(|| content(format!("more than {limit} bytes")))?;
+        let wanted =
+            wanted.filter(|&n| n <= limit).ok_or_else(|| content(format!("more than {limit} bytes")))?;
         let mut data = Vec::new();
         r.take(wanted).read_to_end(&mut data).map_err(io)?;
         if data.len() as u64 != wanted {
@@ -158,7 +159,9 @@ pub fn write_npy(path: &Path, t: &Tensor) -> Result<(), ArrayError> {
         strings = t
             .strings
             .iter()
-            .flat_map(|s| s.chars().map(u32::from).chain(std::iter::repeat(0)).take(width).collect::<Vec<_>>())
+            .flat_map(|s| {
+                s.chars().map(u32::from).chain(std::iter::repeat(0)).take(width).collect::<Vec<_>>()
+            })
             .flat_map(u32::to_le_bytes)
             .collect::<Vec<u8>>();
         &strings
@@ -167,9 +170,10 @@ pub fn write_npy(path: &Path, t: &Tensor) -> Result<(), ArrayError> {
         kind = format!("{order}{}", kind_of(t.dtype));
         &t.data
     };
-    let ty: TypeStr = kind
-        .parse()
-        .map_err(|e| ArrayError::Content { path: name.clone(), message: format!("numpy type {kind}: {e}") })?;
+    let ty: TypeStr = kind.parse().map_err(|e| ArrayError::Content {
+        path: name.clone(),
+        message: format!("numpy type {kind}: {e}"),
+    })?;
     let shape: Vec<u64> = t.shape.iter().map(|&d| d as u64).collect();
     let file = io::BufWriter::new(File::create(path).map_err(io)?);
     let mut w = npyz::WriteOptions::new_header_only()

@@ -93,7 +93,11 @@ pub fn import(path: &Path, options: &CompileOptions) -> Result<Imported, Error> 
 
 /// As [`import`], for a model whose structure (ranks, axes, numbers of results) may depend on what its
 /// inputs hold: where that is so, and only then, small inputs are fixed to `inputs`.
-pub fn import_for(path: &Path, options: &CompileOptions, inputs: &[(String, CaseValue)]) -> Result<Imported, Error> {
+pub fn import_for(
+    path: &Path,
+    options: &CompileOptions,
+    inputs: &[(String, CaseValue)],
+) -> Result<Imported, Error> {
     let mut import = frontend::ImportOptions::default();
     import.dims.extend(options.dims.iter().cloned());
     import.structures.extend(inputs.iter().map(|(name, v)| (name.clone(), structure(v))));
@@ -156,7 +160,9 @@ pub fn rebuild(port: &Port, tensors: &mut dyn Iterator<Item = Tensor>) -> Option
 pub fn backend(options: &CompileOptions) -> Result<Box<dyn codegen::Backend>, Error> {
     let name = match &options.backend {
         Some(name) => name.as_str(),
-        None => *codegen::available().first().ok_or_else(|| Error::Usage("this build has no backend".into()))?,
+        None => {
+            *codegen::available().first().ok_or_else(|| Error::Usage("this build has no backend".into()))?
+        }
     };
     Ok(codegen::backend(name, options.threads)?)
 }
@@ -222,7 +228,9 @@ impl Compiled {
         let types = self.lowered.outputs.iter().map(|b| self.lowered.buffers[b.0 as usize].dtype);
         types
             .enumerate()
-            .filter_map(|(i, dtype)| context.output(i).map(|o| Tensor::new(dtype, o.shape.to_vec(), o.data.to_vec())))
+            .filter_map(|(i, dtype)| {
+                context.output(i).map(|o| Tensor::new(dtype, o.shape.to_vec(), o.data.to_vec()))
+            })
             .collect()
     }
 }

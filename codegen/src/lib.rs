@@ -18,6 +18,7 @@ mod llvm;
 
 pub use entry::scratch_bytes;
 pub use error::{CodegenError, Fault};
+pub use program::functions_compiled;
 
 use ir::loops::Func;
 use ir::target::TargetDesc;

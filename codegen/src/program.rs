@@ -13,6 +13,7 @@ use ir::{Atom, ConstSource, DType, Dim, SymKind};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts of one compilation, for reports and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,13 @@ pub struct Stats {
     pub variants: usize,
     pub compiled: usize,
     pub code_bytes: usize,
+}
+
+static COMPILED: AtomicU64 = AtomicU64::new(0);
+
+/// Functions compiled by this process so far, for tests that sizes alone never compile anything.
+pub fn functions_compiled() -> u64 {
+    COMPILED.load(Ordering::Relaxed)
 }
 
 /// Compiles every kernel of `lowered` with `backend` (equal functions once) and writes the program.
@@ -50,6 +58,7 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
         })
         .collect::<Result<Vec<Func>, CodegenError>>()?;
     let compiled = backend.compile(&machine.iter().collect::<Vec<_>>())?;
+    COMPILED.fetch_add(compiled.len() as u64, Ordering::Relaxed);
     let mut stats = Stats { variants: slots.len(), compiled: compiled.len(), code_bytes: 0 };
 
     let mut slots = slots.into_iter();
@@ -59,7 +68,11 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
         for v in &k.variants {
             let slot = slots.next().unwrap_or(0);
             variants.push(VariantDef {
-                guards: v.guards.iter().map(|g| Ok((size(&g.expr)?, size(&g.bound)?))).collect::<Result<_, CodegenError>>()?,
+                guards: v
+                    .guards
+                    .iter()
+                    .map(|g| Ok((size(&g.expr)?, size(&g.bound)?)))
+                    .collect::<Result<_, CodegenError>>()?,
                 object: slot,
                 symbol: compiled[slot].symbol.clone(),
                 // the symbols of this kernel, which may be others than those of its equal
@@ -81,11 +94,17 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
             .enumerate()
             .map(|(i, b)| {
                 let def = &lowered.buffers[b.0 as usize];
-                Ok(IoDef { name: names(i), elem: elem(def.dtype), shape: sizes(&def.shape)?, buffer: b.0 as usize })
+                Ok(IoDef {
+                    name: names(i),
+                    elem: elem(def.dtype),
+                    shape: sizes(&def.shape)?,
+                    buffer: b.0 as usize,
+                })
             })
             .collect::<Result<Vec<_>, CodegenError>>()
     };
-    let input_name = |i: usize| m.graph.inputs.get(i).and_then(|&v| m.graph[v].name.clone()).unwrap_or_default();
+    let input_name =
+        |i: usize| m.graph.inputs.get(i).and_then(|&v| m.graph[v].name.clone()).unwrap_or_default();
     let output_name = |i: usize| m.output_names.get(i).cloned().unwrap_or_default();
     let program = Program {
         symbols: m
@@ -145,7 +164,13 @@ fn buffer(b: &host::Buffer) -> Result<BufferDef, CodegenError> {
         host::Place::Arena { offset } => Place::Arena { offset: size(offset)? },
         host::Place::Alias(of) => Place::Alias(of.0 as usize),
     };
-    Ok(BufferDef { name: b.name.clone(), elem: elem(b.dtype), shape: sizes(&b.shape)?, bytes: size(&b.bytes)?, place })
+    Ok(BufferDef {
+        name: b.name.clone(),
+        elem: elem(b.dtype),
+        shape: sizes(&b.shape)?,
+        bytes: size(&b.bytes)?,
+        place,
+    })
 }
 
 struct Bytes(Arc<dyn ByteSource>);
@@ -205,7 +230,9 @@ fn emit(d: &Dim, code: &mut Vec<SizeOp>) -> Result<usize, CodegenError> {
                     code.push(SizeOp::Sym(s.0));
                     1
                 }
-                Atom::Var(_) => return Err(CodegenError::Internal(format!("index variable in the size `{d}`"))),
+                Atom::Var(_) => {
+                    return Err(CodegenError::Internal(format!("index variable in the size `{d}`")));
+                }
                 Atom::FloorDiv(x, y) => pair(x, y, SizeOp::FloorDiv)?,
                 Atom::Mod(x, y) => pair(x, y, SizeOp::Mod)?,
                 Atom::Min(x, y) => pair(x, y, SizeOp::Min)?,
@@ -232,7 +259,9 @@ fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
     list.iter()
         .map(|s| {
             Ok(match s {
-                host::Step::Layout { buffers, end } => Step::Layout { buffers: ids(buffers), end: size(end)? },
+                host::Step::Layout { buffers, end } => {
+                    Step::Layout { buffers: ids(buffers), end: size(end)? }
+                }
                 host::Step::Call { kernel, args, origin } => {
                     Step::Call { kernel: *kernel, args: ids(args), origin: origin.index() }
                 }
@@ -243,9 +272,12 @@ fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
                 host::Step::BindSym { sym, from, origin } => {
                     Step::BindSym { sym: sym.0, from: id(from), origin: origin.index() }
                 }
-                host::Step::CheckEq { a, b, message, origin } => {
-                    Step::CheckEq { a: size(a)?, b: size(b)?, message: message.clone(), origin: origin.index() }
-                }
+                host::Step::CheckEq { a, b, message, origin } => Step::CheckEq {
+                    a: size(a)?,
+                    b: size(b)?,
+                    message: message.clone(),
+                    origin: origin.index(),
+                },
                 host::Step::Assert { cond, message, origin } => {
                     Step::Assert { cond: id(cond), message: message.clone(), origin: origin.index() }
                 }
@@ -261,7 +293,9 @@ fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
                     body: steps(body)?,
                     origin: origin.index(),
                 },
-                host::Step::Append { from, to, index } => Step::Append { from: id(from), to: id(to), index: index.0 },
+                host::Step::Append { from, to, index } => {
+                    Step::Append { from: id(from), to: id(to), index: index.0 }
+                }
                 host::Step::Host { func, args, results, defines, origin } => Step::Host {
                     func: match func {
                         HostFn::NonMaxSuppression { center_point_box } => {

@@ -88,7 +88,9 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
         Some("-") => println!("{report}"),
         Some(path) => std::fs::write(path, format!("{report:#}\n")).map_err(output_error)?,
         None => {
-            for key in ["compile_ms", "load_ms", "first_run_ms", "median_ms", "min_ms", "p95_ms", "iterations"] {
+            for key in
+                ["compile_ms", "load_ms", "first_run_ms", "median_ms", "min_ms", "p95_ms", "iterations"]
+            {
                 println!("{key:>14}  {}", number(&report[key]));
             }
             for key in ["peak_rss_mb", "arena_mb", "weights_mb"] {
@@ -116,7 +118,8 @@ fn stdio(context: &mut Context, views: &[runtime::InputView<'_>], compile_ms: f6
     out.flush().map_err(output_error)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(output_error)?;
-        let n: usize = line.trim().parse().map_err(|_| Error::Usage(format!("expected a count, found {line:?}")))?;
+        let n: usize =
+            line.trim().parse().map_err(|_| Error::Usage(format!("expected a count, found {line:?}")))?;
         let mut times = Vec::with_capacity(n);
         for _ in 0..n {
             let began = Instant::now();
@@ -132,13 +135,14 @@ fn stdio(context: &mut Context, views: &[runtime::InputView<'_>], compile_ms: f6
 /// Time, calls and GFLOP/s by kernel, slowest first; the sum of 5 runs.
 fn profile(compiled: &Compiled, context: &mut Context, inputs: &[ir::Tensor]) -> Result<(), Error> {
     const RUNS: u32 = 5;
-    let mut rows: BTreeMap<(usize, usize), (u64, u64, i64)> = BTreeMap::new();
+    let mut rows: BTreeMap<(usize, usize), (u64, u64, i64, usize)> = BTreeMap::new();
     let program = compiled.model.program();
     for _ in 0..RUNS {
         let mut observe = |e: &runtime::Event<'_>| {
             let row = rows.entry((e.kernel.unwrap_or(usize::MAX), e.variant)).or_default();
             row.0 += e.nanos;
             row.1 += 1;
+            row.3 = e.origin;
             row.2 += e.kernel.and_then(|k| e.size(&program.kernels[k].flops)).unwrap_or(0);
         };
         context.run_with(&views(inputs), None, Some(&mut observe))?;
@@ -147,10 +151,11 @@ fn profile(compiled: &Compiled, context: &mut Context, inputs: &[ir::Tensor]) ->
     let mut rows: Vec<_> = rows.into_iter().collect();
     rows.sort_by_key(|(_, r)| std::cmp::Reverse(r.0));
     println!("\n{:>9} {:>6} {:>6} {:>9}  kernel", "us/run", "share", "calls", "GFLOP/s");
-    for ((k, variant), (nanos, calls, flops)) in rows {
+    for ((k, variant), (nanos, calls, flops, origin)) in rows {
         let name = program.kernels.get(k).map_or("(host)", |k| &k.name);
+        let node = program.origins.get(origin).map_or("", |o| &o.node);
         println!(
-            "{:>9.1} {:>5.1}% {:>6} {:>9.1}  {name} #{variant}",
+            "{:>9.1} {:>5.1}% {:>6} {:>9.1}  {name} #{variant}  {node}",
             nanos as f64 / 1e3 / f64::from(RUNS),
             100.0 * nanos as f64 / total.max(1) as f64,
             calls / u64::from(RUNS),

@@ -37,8 +37,9 @@ impl InputArgs {
             arrays = arrays::read_npz(path)?;
         }
         for s in &self.input {
-            let (name, path) =
-                s.rsplit_once('=').ok_or_else(|| Error::Usage(format!("--input {s}: expected NAME=FILE.npy")))?;
+            let (name, path) = s
+                .rsplit_once('=')
+                .ok_or_else(|| Error::Usage(format!("--input {s}: expected NAME=FILE.npy")))?;
             arrays.retain(|(n, _)| n != name);
             arrays.push((name.to_string(), arrays::read_npy(path.as_ref())?));
         }

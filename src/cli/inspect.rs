@@ -63,7 +63,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         Some(Stage::Import | Stage::Graph) => text = ir::text::graph::print(&lowered.module),
         Some(Stage::Kernels) => {
             for k in &lowered.kernels {
-                text += &format!("{:#?}", k.kernel);
+                text += &k.kernel.to_string();
                 text.push('\n');
             }
         }
@@ -77,7 +77,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         Some(stage) => {
             for f in lowered.kernels.iter().flat_map(|k| &k.variants).map(|v| &v.func) {
                 if stage == Stage::Loops {
-                    text += &format!("{f:#?}");
+                    text += &f.to_string();
                 } else {
                     let machine = codegen::legalise::legalise(f, &backend.target())?;
                     text += &match stage {
@@ -158,8 +158,14 @@ impl<'a> Summary<'a> {
             let _ = writeln!(s, "output  {name}: {}[{}]", ty.dtype, dims.join(", "));
         }
         let _ = writeln!(s, "backend             {}", self.backend);
-        let _ = writeln!(s, "parameters          {} ({:.1} MB)", self.parameters, self.parameter_bytes as f64 / 1e6);
-        let _ = writeln!(s, "graph operations    {} imported, {} canonical", self.imported, m.graph.order.len());
+        let _ = writeln!(
+            s,
+            "parameters          {} ({:.1} MB)",
+            self.parameters,
+            self.parameter_bytes as f64 / 1e6
+        );
+        let _ =
+            writeln!(s, "graph operations    {} imported, {} canonical", self.imported, m.graph.order.len());
         let _ = writeln!(
             s,
             "kernels             {} different, {} calls per run, {} calls once at load",
@@ -249,7 +255,12 @@ fn dot(m: &Module) -> String {
             };
             let ty = &m.graph[v].ty;
             let dims: Vec<String> = ty.shape.iter().map(|d| dim_text(m, d)).collect();
-            let _ = writeln!(s, "  {from} -> op{} [label={:?}];", id.0, format!("{}[{}]", ty.dtype, dims.join(", ")));
+            let _ = writeln!(
+                s,
+                "  {from} -> op{} [label={:?}];",
+                id.0,
+                format!("{}[{}]", ty.dtype, dims.join(", "))
+            );
         }
     }
     s.push_str("}\n");

@@ -67,7 +67,9 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         let outs: Vec<_> = outputs
             .iter()
             .enumerate()
-            .map(|(i, t)| serde_json::json!({"name": names.get(i), "dtype": t.dtype.name(), "shape": t.shape}))
+            .map(
+                |(i, t)| serde_json::json!({"name": names.get(i), "dtype": t.dtype.name(), "shape": t.shape}),
+            )
             .collect();
         let report = serde_json::json!({
             "compile_ms": compile_ms, "run_ms": run_ms, "host_calls": host_calls, "outputs": outs,

@@ -36,11 +36,17 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let canonical = &compiled.lowered.module;
     let mut report = Report { compared: 0, rows: Vec::new() };
     let mut pending = values;
-    let outputs_want = interp::Interp::new(canonical).run_with_values(&inputs, &mut |v: ValueId, want: &Tensor| {
-        if let Some(got) = pending.remove(&v) {
-            report.add(canonical, v, compare(&got, want, Tolerance::of_network(want.dtype)), args.verbose);
-        }
-    })?;
+    let outputs_want =
+        interp::Interp::new(canonical).run_with_values(&inputs, &mut |v: ValueId, want: &Tensor| {
+            if let Some(got) = pending.remove(&v) {
+                report.add(
+                    canonical,
+                    v,
+                    compare(&got, want, Tolerance::of_network(want.dtype)),
+                    args.verbose,
+                );
+            }
+        })?;
     for (i, (got, want)) in outputs.iter().zip(&outputs_want).enumerate() {
         if let Some(&v) = canonical.graph.outputs.get(i) {
             report.add(canonical, v, compare(got, want, Tolerance::of_network(want.dtype)), args.verbose);
@@ -61,8 +67,11 @@ fn observe(compiled: &Compiled, inputs: &[Tensor]) -> Result<(HashMap<ValueId, T
         for (&b, &writes) in e.args.iter().zip(&program.kernels[k].writes) {
             let buffer = &compiled.lowered.buffers[b];
             let (Some(v), true) = (buffer.value, writes) else { continue };
-            let shape: Option<Vec<usize>> =
-                program.buffers[b].shape.iter().map(|d| e.size(d).and_then(|n| usize::try_from(n).ok())).collect();
+            let shape: Option<Vec<usize>> = program.buffers[b]
+                .shape
+                .iter()
+                .map(|d| e.size(d).and_then(|n| usize::try_from(n).ok()))
+                .collect();
             if let Some(t) = shape.and_then(|s| logical(e.bytes(b), buffer.dtype, s, &buffer.layout)) {
                 values.insert(v, t);
             }

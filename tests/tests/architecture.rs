@@ -65,8 +65,17 @@ fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
 #[test]
 fn no_graph_operation_is_known_below_the_kernels() {
     let names = [
-        "\"Conv\"", "\"MatMul\"", "\"Gemm\"", "\"Softmax\"", "\"LSTM\"", "\"Attention\"", "\"softmax\"", "\"convolve\"",
-        "\"contract\"", "Prim::Convolve", "Prim::Contract",
+        "\"Conv\"",
+        "\"MatMul\"",
+        "\"Gemm\"",
+        "\"Softmax\"",
+        "\"LSTM\"",
+        "\"Attention\"",
+        "\"softmax\"",
+        "\"convolve\"",
+        "\"contract\"",
+        "Prim::Convolve",
+        "Prim::Contract",
     ];
     let mut files = Vec::new();
     for dir in ["codegen/src", "runtime/src", "runtime/format/src"] {

@@ -1,0 +1,140 @@
+//! What a run costs once it has run before: no heap, no compilation.
+
+use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::{DType, Module, Tensor};
+use kernelsmith::{CompileOptions, Compiled, codegen, compile_module, driver};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+fn note() {
+    // a thread that is going away has nothing to count
+    let _ = COUNT.try_with(|c| c.set(c.get().map(|n| n + 1)));
+}
+
+// SAFETY: every call is handed to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, l: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's contract is passed on.
+        unsafe { System.alloc(l) }
+    }
+    unsafe fn dealloc(&self, p: *mut u8, l: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(p, l) }
+    }
+    unsafe fn realloc(&self, p: *mut u8, l: Layout, n: usize) -> *mut u8 {
+        note();
+        // SAFETY: as above.
+        unsafe { System.realloc(p, l, n) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Heap allocations of this thread during `f`.
+fn allocations<R>(f: impl FnOnce() -> R) -> (u64, R) {
+    COUNT.with(|c| c.set(Some(0)));
+    let r = f();
+    let n = COUNT.with(|c| c.replace(None)).unwrap_or(0);
+    (n, r)
+}
+
+/// One attention step over a key cache that grows: softmax(q kT) over `past + 1` keys, and the new cache.
+fn decode_step() -> Module {
+    let mut b = Builder::new("step");
+    let past = b.symbol("past", 0, 4096);
+    let q = b.input("q", DType::F32, vec![4.into(), 1.into(), 16.into()]);
+    let k = b.input("k", DType::F32, vec![4.into(), 1.into(), 16.into()]);
+    let cache = b.input("cache", DType::F32, vec![4.into(), past, 16.into()]);
+    let keys = b.concat(&[cache, k], 1).unwrap();
+    let kt = b.transpose(keys, &[0, 2, 1]).unwrap();
+    let scores = b.matmul(q, kt).unwrap();
+    let max = b.reduce_max(scores, &[2], true).unwrap();
+    let shifted = b.sub(scores, max).unwrap();
+    let e = b.exp(shifted).unwrap();
+    let sum = b.reduce_sum(e, &[2], true).unwrap();
+    let p = b.div(e, sum).unwrap();
+    let out = b.matmul(p, keys).unwrap();
+    b.finish(&[("out".into(), out), ("present".into(), keys)]).unwrap()
+}
+
+fn compile(module: Module, backend: &str) -> Compiled {
+    compile_module(
+        module,
+        &CompileOptions { backend: Some(backend.into()), threads: 2, ..Default::default() },
+    )
+    .unwrap()
+}
+
+#[test]
+fn decode_steps_allocate_nothing_and_compile_nothing() {
+    for backend in codegen::available() {
+        let module = decode_step();
+        let compiled = compile(module.clone(), backend);
+        let before = codegen::functions_compiled();
+        let mut context = compiled.context();
+        let q = Tensor::from_f32(vec![4, 1, 16], &[0.5; 64]);
+        let k = Tensor::from_f32(vec![4, 1, 16], &[0.25; 64]);
+        let mut cache = Tensor::from_f32(vec![4, 40, 16], &[0.1; 4 * 40 * 16]);
+        // the largest size first: memory keeps its high-water mark
+        let large = Tensor::from_f32(vec![4, 60, 16], &[0.1; 4 * 60 * 16]);
+        compiled.run(&mut context, &[q.clone(), k.clone(), large]).unwrap();
+        for step in 0..10 {
+            let inputs = [q.clone(), k.clone(), cache];
+            let views = driver::views(&inputs);
+            let (n, result) = allocations(|| context.run(&views));
+            result.unwrap();
+            assert_eq!(n, 0, "{backend}: heap allocations in step {step}");
+            let got = compiled.outputs(&context);
+            let want = kernelsmith::interp::Interp::new(&module).run(&inputs).unwrap();
+            for (g, w) in got.iter().zip(&want) {
+                let c = kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of(w.dtype));
+                assert!(c.passes(), "{backend}, step {step}: {c}");
+            }
+            cache = got[1].clone();
+            assert_eq!(cache.shape, [4, 41 + step, 16]);
+        }
+        // tests of one process run one after the other under nextest, so the count is ours
+        assert_eq!(codegen::functions_compiled(), before, "{backend}");
+    }
+}
+
+#[test]
+fn concurrent_callers_share_a_model() {
+    for backend in codegen::available() {
+        let module = decode_step();
+        let compiled = compile(module.clone(), backend);
+        std::thread::scope(|s| {
+            for i in 0..4usize {
+                let (compiled, module) = (&compiled, &module);
+                s.spawn(move || {
+                    let mut context = compiled.context();
+                    for n in [3 + i, 17, 1, 0] {
+                        let inputs = [
+                            Tensor::from_f32(vec![4, 1, 16], &[0.3 * i as f32; 64]),
+                            Tensor::from_f32(vec![4, 1, 16], &[0.25; 64]),
+                            Tensor::from_f32(vec![4, n, 16], &vec![0.1; 4 * n * 16]),
+                        ];
+                        let got = compiled.run(&mut context, &inputs).unwrap();
+                        let want = kernelsmith::interp::Interp::new(module).run(&inputs).unwrap();
+                        for (g, w) in got.iter().zip(&want) {
+                            let c = kernelsmith::interp::compare(
+                                g,
+                                w,
+                                kernelsmith::interp::Tolerance::of(w.dtype),
+                            );
+                            assert!(c.passes(), "{backend}: {c}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
