@@ -27,7 +27,7 @@ pub fn cost(k: &Kernel, symbols: &Symbols) -> Cost {
 }
 
 /// Nanoseconds of one vector instruction of the model.
-const NS_PER_OP: f64 = 0.3;
+const NS_PER_OP: f64 = 0.2;
 /// Bytes that one core moves in a nanosecond, out of its caches on average.
 const BYTES_PER_NS: f64 = 16.0;
 /// Vector instructions below which an iteration of the parallel loop is not worth its dispatch.
@@ -81,6 +81,15 @@ struct Lanes {
     cost: f64,
     /// Column axes of the statements, where the domain has none.
     inner: Vec<Option<Var>>,
+}
+
+/// Rows of a tile along some axis.
+struct Rows {
+    /// They share vectors of some read.
+    shared: bool,
+    contraction: bool,
+    /// Bytes between rows of the row operand, where known.
+    row_bytes: Option<i64>,
 }
 
 impl<'a> Chooser<'a> {
@@ -207,9 +216,13 @@ impl<'a> Chooser<'a> {
         };
         let (tile, score) = tiles::best(&question, self.target);
         self.col_size = tile.cols;
-        let mut best = (score * 0.5, 0.0, None, false, tile);
+        // sharing both operands beats sharing one, whatever the tile
+        let mut best = (false, score * 0.5, 0.0, None, tile);
+        let single = score;
         for axis in self.a.k.domain.iter().filter(|x| x.var != col && self.free.contains(&x.var)) {
-            let Some((contraction, row_bytes)) = self.row_candidate(axis.var, col, &reductions) else {
+            let Some(Rows { shared, contraction, row_bytes }) =
+                self.row_candidate(axis.var, col, &reductions)
+            else {
                 continue;
             };
             question.rows = axis.extent.as_const();
@@ -219,11 +232,15 @@ impl<'a> Chooser<'a> {
             let (tile, score) = tiles::best(&question, self.target);
             // at equal merit the axis with the nearer rows
             let near = -row_bytes.map_or(f64::MAX, |b| b as f64);
-            if tile.rows > 1 && (score, near) > (best.0, best.1) {
-                best = (score, near, Some(axis.var), contraction, tile);
+            // rows that share no vector only add independent accumulators
+            if tile.rows > 1
+                && (shared || score > 1.2 * single)
+                && (contraction, score, near) > (best.0, best.1, best.2)
+            {
+                best = (contraction, score, near, Some(axis.var), tile);
             }
         }
-        let (_, _, axis, contraction, tile) = best;
+        let (contraction, _, _, axis, tile) = best;
         // a matrix times a vector has no rows and is a contraction all the same
         let is_row = |x: &Access| self.a.step(&x.offset, col, panel) == Step::Zero;
         let vector = |w: &&Work| w.accesses.iter().any(is_row) && !w.accesses.iter().all(is_row);
@@ -235,9 +252,8 @@ impl<'a> Chooser<'a> {
         });
     }
 
-    /// Whether rows along `v` share the reads of some reduction: is it a contraction, and the bytes
-    /// between rows of its row operand.
-    fn row_candidate(&self, v: Var, col: Var, reductions: &[&Work]) -> Option<(bool, Option<i64>)> {
+    /// What rows along `v` would share; `None` where an access is irregular along it.
+    fn row_candidate(&self, v: Var, col: Var, reductions: &[&Work]) -> Option<Rows> {
         let panel = self.col.and_then(|c| c.1);
         let irregular =
             |x: &Access| self.a.step(&x.offset, v, None) == Step::Irregular || x.guard_vars.contains(&v);
@@ -254,9 +270,9 @@ impl<'a> Chooser<'a> {
             if reads.iter().any(|x| self.a.step(&x.offset, v, None) == Step::Irregular) {
                 return None;
             }
-            shared |= reads.iter().any(row_free) || reads.iter().any(|x| !x.guard_vars.contains(&v));
+            shared |= reads.iter().any(|x| row_free(x) && !col_free(x));
             let row_operand: Vec<&&Access> = reads.iter().filter(|x| !row_free(x) && col_free(x)).collect();
-            let col_operand = reads.iter().any(|x| row_free(&x) && !col_free(&x));
+            let col_operand = reads.iter().any(|x| row_free(x) && !col_free(x));
             if !row_operand.is_empty() && col_operand && reads.iter().all(|x| row_free(&x) || col_free(&x)) {
                 contraction = true;
             }
@@ -269,7 +285,7 @@ impl<'a> Chooser<'a> {
                 });
             }
         }
-        shared.then_some((contraction, bytes))
+        Some(Rows { shared, contraction, row_bytes: bytes })
     }
 
     /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.

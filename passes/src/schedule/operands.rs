@@ -74,8 +74,8 @@ pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Resu
                 if layout == kernel.buffers[buf.0 as usize].layout { Need::Ready } else { Need::Pack(layout) }
             }
             Some((buf, read)) => of_read(kernel, &a, &facts, buf, read, column.then_some(found.col))
-                .unwrap_or_else(|| stage(kernel, factor, &found, column)),
-            None => stage(kernel, factor, &found, column),
+                .unwrap_or_else(|| stage(kernel, &facts, factor, &found, column)),
+            None => stage(kernel, &facts, factor, &found, column),
         };
         result.push(Operand { factor, buf: read.map(|r| r.0), column, need });
     }
@@ -147,14 +147,14 @@ fn find(kernel: &Kernel, linear: &Kernel, a: &Analysis) -> Option<Found> {
         Stmt::Store { index, .. } => Some(&index[0]),
         _ => None,
     })?;
-    // the result's most contiguous axis that one factor alone depends on
+    // the result's most contiguous axis, where one factor alone depends on it
     let distance = |v: Var| match a.step(store, v, None) {
         Step::Zero | Step::Irregular => f64::MAX,
         Step::One => 1.0,
         Step::By(d) => a.estimate(&d).max(2.0),
     };
     let own = |v: &Var| dx.contains(v) != dy.contains(v);
-    let col = domain.iter().copied().filter(own).min_by(|u, v| distance(*u).total_cmp(&distance(*v)))?;
+    let col = domain.iter().copied().min_by(|u, v| distance(*u).total_cmp(&distance(*v))).filter(own)?;
     let reduce = reduce.iter().map(|x| x.var).collect();
     Some(Found { factors, reduce, col, col_factor: usize::from(dy.contains(&col)) })
 }
@@ -220,7 +220,7 @@ fn greatest(d: &Dim, facts: &VarFacts) -> i64 {
 }
 
 /// Staged factors have their reduce axes innermost, column operands their column axis.
-fn stage(kernel: &Kernel, factor: ExprId, found: &Found, column: bool) -> Need {
+fn stage(kernel: &Kernel, facts: &VarFacts, factor: ExprId, found: &Found, column: bool) -> Need {
     let mut vars = Vec::new();
     depends(kernel, factor, &mut vars);
     let domain = kernel.domain.iter().map(|x| x.var).filter(|v| vars.contains(v));
@@ -228,6 +228,14 @@ fn stage(kernel: &Kernel, factor: ExprId, found: &Found, column: bool) -> Need {
     axes.extend(found.reduce.iter().copied().filter(|v| vars.contains(v)));
     if column {
         axes.push(found.col);
+    }
+    // windows would be stored once for each place they cover
+    let elems = |b: BufId| Dim::product(&kernel.buffers[b.0 as usize].shape);
+    if let Some((buf, _)) = plain_read(kernel, factor) {
+        let staged: f64 = axes.iter().filter_map(|v| facts.extent(*v)).map(|e| facts.estimate(e)).product();
+        if staged > 2.0 * facts.estimate(&elems(buf)).max(1.0) {
+            return Need::Ready;
+        }
     }
     Need::Stage(axes)
 }
