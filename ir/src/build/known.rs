@@ -165,7 +165,7 @@ impl Eval<'_> {
                 Some(self.map(|index| {
                     let mut at = 0;
                     for (d, &i) in index.iter().enumerate() {
-                        let (p, step) = (i as i64 - lo[d], interior[d] + 1);
+                        let (p, step) = (i as i64 - lo[d], interior[d].saturating_add(1));
                         if p < 0 || p % step != 0 || p / step >= from[d] as i64 {
                             return fill.clone();
                         }

@@ -141,3 +141,36 @@ fn random_graphs_verify_and_round_trip() {
         assert!(kinds.contains_key(name), "no random graph has {name}: {kinds:?}");
     }
 }
+
+#[test]
+fn damaged_text_never_panics() {
+    use crate::testing::{Options, Rng, random_graph};
+    let mut rng = Rng::new(1);
+    let (mut parsed, mut verified) = (0, 0);
+    for seed in 0..25 {
+        let case = random_graph(seed, &Options { symbolic: true, ..Options::default() });
+        let text = print(&case.module);
+        let mut tokens: Vec<&str> = text.split_inclusive([' ', ',', '[', ']', '(', ')', '=']).collect();
+        let extreme =
+            ["9223372036854775807", "-1", "0", "N", "i64", "1152921504606846976", "%0", "true", "nan", "]"];
+        for _ in 0..15 {
+            let i = rng.below(tokens.len());
+            let old = tokens[i];
+            match rng.below(4) {
+                0 => tokens[i] = "",
+                1 => tokens[i] = tokens[rng.below(tokens.len())],
+                _ => tokens[i] = extreme[rng.below(extreme.len())],
+            }
+            let keep = rng.one_in(3);
+            if let Ok(m) = parse(&tokens.concat()) {
+                parsed += 1;
+                verified += usize::from(verify(&m).is_ok());
+                print(&m);
+            }
+            if !keep {
+                tokens[i] = old;
+            }
+        }
+    }
+    assert!(parsed > 20 && verified > 5 && verified < parsed, "{parsed} {verified}");
+}
