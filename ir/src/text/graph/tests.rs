@@ -147,7 +147,7 @@ fn damaged_text_never_panics() {
     use crate::testing::{Options, Rng, random_graph};
     let mut rng = Rng::new(1);
     let (mut parsed, mut verified) = (0, 0);
-    for seed in 0..25 {
+    for seed in 0..40 {
         let case = random_graph(seed, &Options { symbolic: true, ..Options::default() });
         let text = print(&case.module);
         let mut tokens: Vec<&str> = text.split_inclusive([' ', ',', '[', ']', '(', ')', '=']).collect();
@@ -161,9 +161,10 @@ fn damaged_text_never_panics() {
                 1 => tokens[i] = tokens[rng.below(tokens.len())],
                 _ => tokens[i] = extreme[rng.below(extreme.len())],
             }
-            let keep = rng.one_in(3);
+            let mut keep = false;
             if let Ok(m) = parse(&tokens.concat()) {
                 parsed += 1;
+                keep = rng.one_in(3);
                 verified += usize::from(verify(&m).is_ok());
                 print(&m);
             }
