@@ -38,13 +38,17 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
     let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
     for k in &lowered.kernels {
         for v in &k.variants {
+            if v.func.launch.trip.is_const(0) {
+                slots.push(None);
+                continue;
+            }
             let key = fingerprint(&v.func);
             let next = unique.len();
             let slot = *index.entry(key).or_insert(next);
             if slot == next {
                 unique.push(&v.func);
             }
-            slots.push(slot);
+            slots.push(Some(slot));
         }
     }
     let machine = unique
@@ -66,15 +70,14 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
     for k in &lowered.kernels {
         let mut variants = Vec::new();
         for v in &k.variants {
-            let slot = slots.next().unwrap_or(0);
+            let slot = slots.next().flatten();
             variants.push(VariantDef {
                 guards: v
                     .guards
                     .iter()
                     .map(|g| Ok((size(&g.expr)?, size(&g.bound)?)))
                     .collect::<Result<_, CodegenError>>()?,
-                object: slot,
-                symbol: compiled[slot].symbol.clone(),
+                code: slot.map(|s| (s, compiled[s].symbol.clone())),
                 // the symbols of this kernel, which may be others than those of its equal
                 syms: v.func.syms.iter().map(|s| s.0).collect(),
                 trip: size(&v.func.launch.trip)?,

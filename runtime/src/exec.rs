@@ -356,6 +356,8 @@ impl<'m> Executor<'m> {
         let trip = self.eval(&variant.trip, &kernel.name)?;
         let began = observer.is_some().then(Instant::now);
         if trip > 0 {
+            let entry = model.entries[k][i]
+                .ok_or_else(|| RunError::Program(format!("kernel {} has no code", kernel.name)))?;
             let threads = model.pool.threads();
             let scratch = self.eval(&variant.scratch, &kernel.name)?;
             let per_thread = usize::try_from(scratch)
@@ -391,7 +393,6 @@ impl<'m> Executor<'m> {
                 scratch: self.state.scratch.as_ptr(),
                 status: &raw mut self.status,
             });
-            let entry = model.entries[k][i];
             let piece = |worker: usize, begin: i64, end: i64| {
                 let shared = &shared;
                 let mut args = shared.0;

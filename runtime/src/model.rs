@@ -28,7 +28,7 @@ impl Default for Limits {
 pub struct Model {
     pub(crate) program: Program,
     /// Entry points by kernel and variant.
-    pub(crate) entries: Vec<Vec<KernelFn>>,
+    pub(crate) entries: Vec<Vec<Option<KernelFn>>>,
     /// Base address of every constant and init buffer; null elsewhere. By buffer.
     pub(crate) fixed: Vec<*mut u8>,
     pub(crate) pool: Arc<Pool>,
@@ -58,7 +58,10 @@ impl Model {
             .map(|k| {
                 k.variants
                     .iter()
-                    .map(|v| Ok(code.function(v.object, &v.symbol)?))
+                    .map(|v| match &v.code {
+                        Some((object, symbol)) => Ok(Some(code.function(*object, symbol)?)),
+                        None => Ok(None),
+                    })
                     .collect::<Result<Vec<_>>>()
             })
             .collect::<Result<Vec<_>>>()?;

@@ -76,8 +76,8 @@ pub struct BufferDef {
 pub struct VariantDef {
     /// Usable where every `0 <= a < b` holds.
     pub guards: Vec<(SizeExpr, SizeExpr)>,
-    pub object: usize,
-    pub symbol: String,
+    /// Object and symbol of the code; `None` where there is never an iteration to run.
+    pub code: Option<(usize, String)>,
     /// Symbols the code reads, in parameter order.
     pub syms: Vec<u32>,
     pub trip: SizeExpr,
