@@ -115,10 +115,15 @@ impl Emitter<'_> {
         Ok(self.val(v)?[0])
     }
 
-    /// The integer that a scalar, or every lane of a vector, is known to be.
-    pub fn known_int(&self, v: Val) -> Option<i64> {
+    /// The constant that a scalar, or every lane of a vector, is known to be.
+    pub fn known(&self, v: Val) -> Option<Scalar> {
         let v = self.splats.get(&v).unwrap_or(&v);
-        self.constants.get(v).and_then(|x| i64::try_from(x.as_int()).ok())
+        self.constants.get(v).copied()
+    }
+
+    /// As [`Self::known`], for integers.
+    pub fn known_int(&self, v: Val) -> Option<i64> {
+        self.known(v).and_then(|x| i64::try_from(x.as_int()).ok())
     }
 
     pub fn ty(&self, v: Val) -> Emit<Ty> {

@@ -9,7 +9,7 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use ir::DType;
 use ir::loops::{Inst, Ty, Val};
-use ir::prim::{BinaryOp, CmpOp, ConvertMode, UnaryOp};
+use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 use smallvec::SmallVec;
 
 impl Emitter<'_> {
@@ -41,6 +41,7 @@ impl Emitter<'_> {
             }
             Inst::Load(addr) => self.load(ty, addr),
             Inst::Gather { mem, index, mask } => self.gather(ty, *mem, *index, *mask),
+            Inst::ReduceCols(monoid, v) => self.reduce_lanes(*monoid, *v),
             Inst::Extract(v, 0, lane) => {
                 let (from, v) = (self.ty(*v)?, self.val(*v)?);
                 Ok(SmallVec::from_elem(self.lane(from, &v, *lane)?, 1))
@@ -95,76 +96,184 @@ impl Emitter<'_> {
 
     fn binary(&mut self, op: BinaryOp, ty: Ty, a: Val, b: Val) -> Emit<Parts> {
         use BinaryOp as B;
-        let (float, signed, vector) = (ty.dtype.is_float(), ty.dtype.is_signed_int(), !ty.is_scalar());
-        if vector && matches!(op, B::Shl | B::Shr) {
-            return self.shift(op, ty, a, b);
-        }
         let (x, y) = (self.val(a)?, self.val(b)?);
-        if vector && !float && matches!(op, B::Div | B::Rem) {
-            // there is no vector division of integers
-            return self
-                .by_lane(ty, &[(ty, &x), (ty, &y)], &mut |e, v| e.scalar_binary(op, ty.dtype, v[0], v[1]));
+        match op {
+            B::Shl | B::Shr if ty.dtype.is_int() => self.shift(op, ty, &x, b),
+            B::Div | B::Rem if ty.dtype.is_int() => {
+                // there is no vector division of integers
+                let known = self.known_int(b);
+                self.by_lane(ty, &[(ty, &x), (ty, &y)], &mut |e, v| e.divide(op, ty.dtype, v[0], v[1], known))
+            }
+            B::Min | B::Max if ty.dtype.is_float() => {
+                let (a_is_number, b_is_number) = (self.is_number(a), self.is_number(b));
+                let pairs = x.into_iter().zip(y);
+                let best = pairs.map(|(x, y)| match a_is_number {
+                    true => self.float_extremum(op == B::Max, y, x, true),
+                    false => self.float_extremum(op == B::Max, x, y, b_is_number),
+                });
+                Ok(best.collect())
+            }
+            _ => x.into_iter().zip(y).map(|(x, y)| self.arithmetic(op, ty.dtype, x, y)).collect(),
         }
-        let mut parts = Parts::new();
-        for (a, b) in x.into_iter().zip(y) {
-            let ins = self.b.ins();
-            parts.push(match op {
-                B::Add if float => ins.fadd(a, b),
-                B::Sub if float => ins.fsub(a, b),
-                B::Mul if float => ins.fmul(a, b),
-                B::Div if float => ins.fdiv(a, b),
-                _ if float => return Err(Fault::invalid(format!("{} of {}", op.name(), ty.dtype))),
-                B::And => ins.band(a, b),
-                B::Or => ins.bor(a, b),
-                B::Xor => ins.bxor(a, b),
-                _ if ty.dtype == DType::Bool => return Err(Fault::invalid(format!("{} of bool", op.name()))),
-                B::Add => ins.iadd(a, b),
-                B::Sub => ins.isub(a, b),
-                B::Mul => ins.imul(a, b),
-                B::Min if signed => ins.smin(a, b),
-                B::Min => ins.umin(a, b),
-                B::Max if signed => ins.smax(a, b),
-                B::Max => ins.umax(a, b),
-                _ => self.scalar_binary(op, ty.dtype, a, b)?,
-            });
-        }
-        Ok(parts)
     }
 
-    /// What exists for scalars only.
-    fn scalar_binary(&mut self, op: BinaryOp, dtype: DType, a: Value, b: Value) -> Emit<Value> {
-        let signed = dtype.is_signed_int();
+    /// Operations that scalars and vectors have alike, on one register. Scalar bools are 0 and 1, so that
+    /// the bitwise operations are the logical ones.
+    fn arithmetic(&mut self, op: BinaryOp, dtype: DType, a: Value, b: Value) -> Emit<Value> {
+        use BinaryOp as B;
+        let (float, signed) = (dtype.is_float(), dtype.is_signed_int());
         let ins = self.b.ins();
         Ok(match op {
-            BinaryOp::Div if signed => ins.sdiv(a, b),
-            BinaryOp::Div => ins.udiv(a, b),
-            BinaryOp::Rem if signed => ins.srem(a, b),
-            BinaryOp::Rem => ins.urem(a, b),
-            BinaryOp::Shl => ins.ishl(a, b),
-            BinaryOp::Shr if signed => ins.sshr(a, b),
-            BinaryOp::Shr => ins.ushr(a, b),
+            B::Add if float => ins.fadd(a, b),
+            B::Sub if float => ins.fsub(a, b),
+            B::Mul if float => ins.fmul(a, b),
+            B::Div if float => ins.fdiv(a, b),
+            B::Min | B::Max if float => self.float_extremum(op == B::Max, a, b, false),
+            _ if float => return Err(Fault::invalid(format!("{} of {dtype}", op.name()))),
+            B::And => ins.band(a, b),
+            B::Or => ins.bor(a, b),
+            B::Xor => ins.bxor(a, b),
+            _ if dtype == DType::Bool => return Err(Fault::invalid(format!("{} of bool", op.name()))),
+            B::Add => ins.iadd(a, b),
+            B::Sub => ins.isub(a, b),
+            B::Mul => ins.imul(a, b),
+            B::Min if signed => ins.smin(a, b),
+            B::Min => ins.umin(a, b),
+            B::Max if signed => ins.smax(a, b),
+            B::Max => ins.umax(a, b),
+            B::Shl => ins.ishl(a, b),
+            B::Shr if signed => ins.sshr(a, b),
+            B::Shr => ins.ushr(a, b),
             _ => return Err(Fault::invalid(format!("{} of {dtype}", op.name()))),
         })
     }
 
-    /// Vectors are shifted by one count for all lanes, or lane by lane.
-    fn shift(&mut self, op: BinaryOp, ty: Ty, a: Val, b: Val) -> Emit<Parts> {
-        let x = self.val(a)?;
-        let count = match (self.known_int(b), self.splats.get(&b).copied()) {
-            (Some(n), _) => self.b.ins().iconst(types::I32, n),
-            (None, Some(scalar)) => self.scalar(scalar)?,
-            (None, None) => {
-                let y = self.val(b)?;
-                return self.by_lane(ty, &[(ty, &x), (ty, &y)], &mut |e, v| {
-                    e.scalar_binary(op, ty.dtype, v[0], v[1])
-                });
-            }
+    /// A float constant that is not NaN.
+    fn is_number(&self, v: Val) -> bool {
+        self.known(v).is_some_and(|x| !x.as_f64().is_nan())
+    }
+
+    /// Minimum or maximum of one register that propagates NaN. `max(x, c) = c > x ? c : x` answers x where x
+    /// is NaN, and is one instruction; the other operand needs care only where it may be NaN.
+    fn float_extremum(&mut self, max: bool, x: Value, other: Value, other_is_number: bool) -> Value {
+        let wins = if max { FloatCC::GreaterThan } else { FloatCC::LessThan };
+        let other_wins = self.fcmp(wins, other, x);
+        let best = self.choose(other_wins, other, x);
+        if other_is_number {
+            return best;
+        }
+        let other_is_nan = self.fcmp(FloatCC::Unordered, other, other);
+        self.choose(other_is_nan, other, best)
+    }
+
+    /// Selects by the result of a comparison of registers of the same type.
+    fn choose(&mut self, mask: Value, a: Value, b: Value) -> Value {
+        let ty = self.b.func.dfg.value_type(a);
+        if !ty.is_vector() {
+            return self.b.ins().select(mask, a, b);
+        }
+        let mask = self.bits_as(ty, mask);
+        self.b.ins().bitselect(mask, a, b)
+    }
+
+    /// Total division of scalars: by zero gives 0, `MIN / -1` wraps. `known` is the divisor, if it is constant.
+    fn divide(&mut self, op: BinaryOp, dtype: DType, a: Value, b: Value, known: Option<i64>) -> Emit<Value> {
+        let (rem, signed) = (op == BinaryOp::Rem, dtype.is_signed_int());
+        let plain = |e: &mut Self, b: Value| match (rem, signed) {
+            (false, true) => e.b.ins().sdiv(a, b),
+            (false, false) => e.b.ins().udiv(a, b),
+            (true, true) => e.b.ins().srem(a, b),
+            (true, false) => e.b.ins().urem(a, b),
+        };
+        if known.is_some_and(|c| c != 0 && c != -1) {
+            return Ok(plain(self, b));
+        }
+        let ty = scalar_type(dtype)?;
+        let (zero, one) = (self.b.ins().iconst(ty, 0), self.b.ins().iconst(ty, 1));
+        let by_zero = self.icmp(IntCC::Equal, b, zero);
+        let mut special = by_zero;
+        let mut by_minus = None;
+        if signed {
+            // x / -1 = -x and x rem -1 = 0, also for MIN, where the instruction would trap
+            let minus = self.b.ins().icmp_imm_s(IntCC::Equal, b, -1);
+            special = self.b.ins().bor(by_zero, minus);
+            by_minus = Some(minus);
+        }
+        let divisor = self.b.ins().select(special, one, b);
+        let mut result = plain(self, divisor);
+        if rem {
+            // the remainder by 1 is the 0 that is wanted
+            return Ok(result);
+        }
+        if let Some(by_minus) = by_minus {
+            let minus_a = self.b.ins().ineg(a);
+            result = self.b.ins().select(by_minus, minus_a, result);
+        }
+        Ok(self.b.ins().select(by_zero, zero, result))
+    }
+
+    /// Shifts. Left: a count that is negative or at least the width gives 0; right: the count is less than
+    /// the width. Vectors are shifted by one count for all lanes, or lane by lane.
+    fn shift(&mut self, op: BinaryOp, ty: Ty, x: &Parts, count: Val) -> Emit<Parts> {
+        let width = 8 * ty.dtype.bytes() as i64;
+        let known = self.known_int(count);
+        let splat = self.splats.get(&count).copied();
+        let one_count = match (known, splat) {
+            (Some(n), _) if (0..width).contains(&n) => Some((self.b.ins().iconst(types::I32, n), true)),
+            (_, Some(scalar)) => Some((self.scalar(scalar)?, op == BinaryOp::Shr)),
+            _ if ty.is_scalar() => Some((self.scalar(count)?, op == BinaryOp::Shr)),
+            _ => None,
+        };
+        let Some((n, in_range)) = one_count else {
+            let counts = self.val(count)?;
+            return self.by_lane(ty, &[(ty, x), (ty, &counts)], &mut |e, v| {
+                let shifted = e.arithmetic(op, ty.dtype, v[0], v[1])?;
+                Ok(if op == BinaryOp::Shl { e.unless_beyond(width, v[1], shifted) } else { shifted })
+            });
         };
         let mut parts = Parts::new();
         for v in x {
-            parts.push(self.scalar_binary(op, ty.dtype, v, count)?);
+            let shifted = self.arithmetic(op, ty.dtype, *v, n)?;
+            parts.push(if in_range { shifted } else { self.unless_beyond(width, n, shifted) });
         }
         Ok(parts)
+    }
+
+    /// 0 where a scalar count is not below the width.
+    fn unless_beyond(&mut self, width: i64, count: Value, shifted: Value) -> Value {
+        let fits = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, count, width);
+        let ty = self.b.func.dfg.value_type(shifted);
+        let zero = match ty.is_vector() {
+            true => self.vector_constant(ty, vec![0; 16]),
+            false => self.b.ins().iconst(ty, 0),
+        };
+        self.b.ins().select(fits, shifted, zero)
+    }
+
+    /// Folds the lanes of a vector: registers upon each other, then lane by lane. Of bools, the maximum is
+    /// "any", the minimum "all".
+    fn reduce_lanes(&mut self, monoid: Monoid, v: Val) -> Emit<Parts> {
+        let (ty, v) = (self.ty(v)?, self.val(v)?);
+        if ty.is_scalar() {
+            return Ok(v);
+        }
+        let op = match (monoid, ty.dtype) {
+            (Monoid::Max | Monoid::Sum, DType::Bool) => BinaryOp::Or,
+            (Monoid::Min | Monoid::Prod, DType::Bool) => BinaryOp::And,
+            (monoid, _) => monoid.op(),
+        };
+        let mut all = v[0];
+        for v in &v[1..] {
+            all = self.arithmetic(op, ty.dtype, all, *v)?;
+        }
+        let one = SmallVec::from_elem(all, 1);
+        let per = part_type(ty.dtype)?.lane_count();
+        let mut result = self.lane(ty, &one, 0)?;
+        for lane in 1..per {
+            let element = self.lane(ty, &one, lane)?;
+            result = self.arithmetic(op, ty.dtype, result, element)?;
+        }
+        Ok(SmallVec::from_elem(result, 1))
     }
 
     fn compare(&mut self, op: CmpOp, a: Val, b: Val) -> Emit<Parts> {

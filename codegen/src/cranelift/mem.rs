@@ -133,11 +133,12 @@ impl Emitter<'_> {
     pub fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Parts> {
         let (at, stored) = self.place(addr)?;
         fits(stored, ty.dtype)?;
-        if ty.is_scalar() && addr.cols_valid.is_none() {
-            let lane = self.load_lane(at, stored, ty.dtype);
-            return Ok(SmallVec::from_elem(self.lane_to_scalar(ty.dtype, lane), 1));
+        if ty.is_scalar() {
+            let Some(valid) = addr.cols_valid else { return Ok(self.load_scalar(at, stored, ty.dtype)) };
+            let valid = self.scalar(valid)?;
+            return self.load_scalar_if(valid, at, stored, ty);
         }
-        if ty.is_scalar() || addr.col != Stride::Const(1) {
+        if addr.col != Stride::Const(1) {
             return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols)));
         }
         let Some(valid) = addr.cols_valid else { return self.load_full(at, stored, ty) };
@@ -165,6 +166,32 @@ impl Emitter<'_> {
         self.jump(done, &v);
         self.go_to(done);
         Ok(result)
+    }
+
+    fn load_scalar(&mut self, at: Place, stored: DType, dtype: DType) -> Parts {
+        let lane = self.load_lane(at, stored, dtype);
+        SmallVec::from_elem(self.lane_to_scalar(dtype, lane), 1)
+    }
+
+    /// A scalar load that happens only where `cond` is not 0; 0 elsewhere.
+    fn load_scalar_if(&mut self, cond: Value, at: Place, stored: DType, ty: Ty) -> Emit<Parts> {
+        let zero = self.constant(ty, Scalar::Int(0))?;
+        let (part, n) = shape(ty)?;
+        let (join, result) = self.join(part, n);
+        self.go_on_if(cond, join, &zero);
+        let v = self.load_scalar(at, stored, ty.dtype);
+        self.jump(join, &v);
+        self.go_to(join);
+        Ok(result)
+    }
+
+    /// A scalar store that happens only where `cond` is not 0.
+    fn store_scalar_if(&mut self, cond: Value, at: Place, stored: DType, element: Value) {
+        let join = self.b.create_block();
+        self.go_on_if(cond, join, &Parts::new());
+        self.store_lane(at, stored, element);
+        self.jump(join, &Parts::new());
+        self.go_to(join);
     }
 
     /// The first `n` lanes; zeros behind them.
@@ -222,14 +249,20 @@ impl Emitter<'_> {
         let (at, stored) = self.place(addr)?;
         fits(stored, ty.dtype)?;
         let v = self.val(value)?;
-        if ty.is_scalar() && addr.cols_valid.is_none() {
-            self.store_lane(at, stored, v[0]);
+        let v = self.storable(ty, stored, v)?;
+        if ty.is_scalar() {
+            match addr.cols_valid {
+                None => self.store_lane(at, stored, v[0]),
+                Some(valid) => {
+                    let valid = self.scalar(valid)?;
+                    self.store_scalar_if(valid, at, stored, v[0]);
+                }
+            }
             return Ok(());
         }
-        if ty.is_scalar() || addr.col != Stride::Const(1) {
+        if addr.col != Stride::Const(1) {
             return Err(Fault::invalid(format!("a store of {} lanes at {addr:?}", ty.cols)));
         }
-        let v = self.storable(ty.dtype, v);
         let Some(valid) = addr.cols_valid else { return self.store_full(at, stored, ty, &v) };
         if let Some(n) = self.known_int(valid) {
             if n >= i64::from(ty.cols) {
@@ -258,12 +291,29 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Masks as numbers 0 and 1, other values as they are.
-    fn storable(&mut self, dtype: DType, v: Parts) -> Parts {
-        if dtype != DType::Bool {
-            return v;
+    /// Masks as numbers 0 and 1; numbers of less than a byte as the byte that holds them; others as they are.
+    fn storable(&mut self, ty: Ty, stored: DType, v: Parts) -> Emit<Parts> {
+        if ty.dtype == DType::Bool {
+            return Ok(if ty.is_scalar() { v } else { v.iter().map(|v| self.b.ins().ineg(*v)).collect() });
         }
-        v.iter().map(|v| self.b.ins().ineg(*v)).collect()
+        let unused = 32 - i64::from(stored.bits());
+        let mut parts = Parts::new();
+        for v in v {
+            parts.push(match stored {
+                DType::I4 | DType::I2 => {
+                    let count = self.b.ins().iconst(types::I32, unused);
+                    let upper = self.b.ins().ishl(v, count);
+                    self.b.ins().sshr(upper, count)
+                }
+                DType::U4 | DType::U2 => {
+                    let count = self.b.ins().iconst(types::I32, unused);
+                    let upper = self.b.ins().ishl(v, count);
+                    self.b.ins().ushr(upper, count)
+                }
+                _ => v,
+            });
+        }
+        Ok(parts)
     }
 
     fn store_one_of(&mut self, at: Place, stored: DType, ty: Ty, v: &Parts, lane: u32) -> Emit<()> {
@@ -303,6 +353,12 @@ impl Emitter<'_> {
         let (base, stored) = self.region(mem)?;
         fits(stored, ty.dtype)?;
         let (index_ty, index) = (self.ty(index)?, self.val(index)?);
+        if ty.is_scalar() {
+            let at = Place { base: self.element(base, index[0], stored), offset: 0 };
+            let Some(mask) = mask else { return Ok(self.load_scalar(at, stored, ty.dtype)) };
+            let mask = self.scalar(mask)?;
+            return self.load_scalar_if(mask, at, stored, ty);
+        }
         let Some(mask) = mask else {
             let mut lanes = Vec::with_capacity(ty.cols as usize);
             for lane in 0..ty.cols {
@@ -338,8 +394,19 @@ impl Emitter<'_> {
         let (base, stored) = self.region(mem)?;
         let (ty, v) = (self.ty(value)?, self.val(value)?);
         fits(stored, ty.dtype)?;
-        let v = self.storable(ty.dtype, v);
+        let v = self.storable(ty, stored, v)?;
         let (index_ty, index) = (self.ty(index)?, self.val(index)?);
+        if ty.is_scalar() {
+            let at = Place { base: self.element(base, index[0], stored), offset: 0 };
+            match mask {
+                None => self.store_lane(at, stored, v[0]),
+                Some(mask) => {
+                    let mask = self.scalar(mask)?;
+                    self.store_scalar_if(mask, at, stored, v[0]);
+                }
+            }
+            return Ok(());
+        }
         let mask = match mask {
             Some(m) => Some((self.ty(m)?, self.val(m)?)),
             None => None,

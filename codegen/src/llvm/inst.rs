@@ -9,7 +9,7 @@ use inkwell::values::InstructionOpcode as Op;
 use inkwell::{FloatPredicate, IntPredicate};
 use ir::DType;
 use ir::loops::{Inst, Val};
-use ir::prim::{BinaryOp, CmpOp, ConvertMode, UnaryOp};
+use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 
 impl<'ctx> Emitter<'_, 'ctx> {
     /// The value of an instruction that defines `val`.
@@ -30,7 +30,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
             }
             Inst::Splat(v) => self.build.splat(self.val(*v)?, ty.cols),
             Inst::Unary(op, v) => self.unary(*op, *v),
-            Inst::Binary(op, a, b) => self.binary(*op, *a, *b),
+            Inst::Binary(op, a, b) => self.binary(*op, ty.dtype, self.val(*a)?, self.val(*b)?),
             Inst::Fma(a, b, c) if ty.dtype.is_float() => {
                 self.build.math("llvm.fma", &[self.val(*a)?, self.val(*b)?, self.val(*c)?])
             }
@@ -46,6 +46,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
             Inst::Bitcast(v) => self.build.bits_as(self.val(*v)?, self.build.element(ty.dtype)?),
             Inst::Load(addr) => self.load(ty, addr),
             Inst::Gather { mem, index, mask } => self.gather(ty, *mem, *index, *mask),
+            Inst::ReduceCols(monoid, v) => self.reduce_lanes(*monoid, ty.dtype, self.val(*v)?),
             Inst::Extract(v, 0, lane) => {
                 if *lane >= self.ty(*v)?.cols {
                     return Err(Fault::invalid(format!("lane {lane} of a value of {} lanes", ty.cols)));
@@ -93,10 +94,8 @@ impl<'ctx> Emitter<'_, 'ctx> {
         b.math(name, &[v])
     }
 
-    fn binary(&self, op: BinaryOp, a: Val, b: Val) -> Emit<Value<'ctx>> {
+    fn binary(&self, op: BinaryOp, dtype: DType, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
         use BinaryOp as B;
-        let dtype = self.ty(a)?.dtype;
-        let (a, b) = (self.val(a)?, self.val(b)?);
         let signed = dtype.is_signed_int();
         let plain = match (op, dtype) {
             (B::Add, DType::F32 | DType::F64) => Op::FAdd,
@@ -106,17 +105,15 @@ impl<'ctx> Emitter<'_, 'ctx> {
             (B::And, _) if !dtype.is_float() => Op::And,
             (B::Or, _) if !dtype.is_float() => Op::Or,
             (B::Xor, _) if !dtype.is_float() => Op::Xor,
+            (B::Min | B::Max, DType::F32 | DType::F64) => return self.float_extremum(op == B::Max, a, b),
             (_, DType::F32 | DType::F64 | DType::Bool) => {
                 return Err(Fault::invalid(format!("{} of {dtype}", op.name())));
             }
             (B::Add, _) => Op::Add,
             (B::Sub, _) => Op::Sub,
             (B::Mul, _) => Op::Mul,
-            (B::Div, _) if signed => Op::SDiv,
-            (B::Div, _) => Op::UDiv,
-            (B::Rem, _) if signed => Op::SRem,
-            (B::Rem, _) => Op::URem,
-            (B::Shl, _) => Op::Shl,
+            (B::Div | B::Rem, _) => return self.divide(op == B::Rem, signed, a, b),
+            (B::Shl, _) => return self.shift_left(dtype, a, b),
             (B::Shr, _) if signed => Op::AShr,
             (B::Shr, _) => Op::LShr,
             (B::Min, _) => return self.build.math(if signed { "llvm.smin" } else { "llvm.umin" }, &[a, b]),
@@ -124,6 +121,85 @@ impl<'ctx> Emitter<'_, 'ctx> {
             _ => return Err(Fault::invalid(format!("{} of {dtype}", op.name()))),
         };
         self.build.bin(plain, a, b)
+    }
+
+    /// Minimum or maximum that propagates NaN. `max(x, c) = c > x ? c : x` answers x where x is NaN, and is
+    /// one instruction; the other operand needs care only where it may be NaN.
+    fn float_extremum(&self, max: bool, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let build = &self.build;
+        let wins = if max { FloatPredicate::OGT } else { FloatPredicate::OLT };
+        let (x, other) = if is_number(a) { (b, a) } else { (a, b) };
+        let best = build.select(build.fcmp(wins, other, x)?, other, x)?;
+        if is_number(other) {
+            return Ok(best);
+        }
+        let other_is_nan = build.fcmp(FloatPredicate::UNO, other, other)?;
+        build.select(other_is_nan, other, best)
+    }
+
+    /// Total division: by zero gives 0, `MIN / -1` wraps.
+    fn divide(&self, rem: bool, signed: bool, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let build = &self.build;
+        let ty = b.get_type();
+        let op = match (rem, signed) {
+            (false, true) => Op::SDiv,
+            (false, false) => Op::UDiv,
+            (true, true) => Op::SRem,
+            (true, false) => Op::URem,
+        };
+        if const_int(b).is_some_and(|c| c != 0 && c != -1) {
+            return build.bin(op, a, b);
+        }
+        let (zero, one) = (build.int_like(ty, 0), build.int_like(ty, 1));
+        let by_zero = build.icmp(IntPredicate::EQ, b, zero)?;
+        if !signed {
+            let safe = build.bin(op, a, build.select(by_zero, one, b)?)?;
+            // the remainder by 1 is the 0 that is wanted
+            return if rem { Ok(safe) } else { build.select(by_zero, zero, safe) };
+        }
+        // x / -1 = -x and x rem -1 = 0, also for MIN, where the instruction would trap
+        let by_minus = build.icmp(IntPredicate::EQ, b, build.int_like(ty, -1))?;
+        let special = build.bin(Op::Or, by_zero, by_minus)?;
+        let safe = build.bin(op, a, build.select(special, one, b)?)?;
+        if rem {
+            return Ok(safe);
+        }
+        let minus_a = build.bin(Op::Sub, zero, a)?;
+        build.select(by_zero, zero, build.select(by_minus, minus_a, safe)?)
+    }
+
+    /// Left shift; a count that is negative or at least the width gives 0.
+    fn shift_left(&self, dtype: DType, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let build = &self.build;
+        let (ty, width) = (a.get_type(), i64::from(dtype.bits()));
+        if const_int(b).is_some_and(|c| (0..width).contains(&c)) {
+            return build.bin(Op::Shl, a, b);
+        }
+        let fits = build.icmp(IntPredicate::ULT, b, build.int_like(ty, width.into()))?;
+        let count = build.bin(Op::And, b, build.int_like(ty, i128::from(width - 1)))?;
+        build.select(fits, build.bin(Op::Shl, a, count)?, build.int_like(ty, 0))
+    }
+
+    /// Folds the lanes of a vector, halves upon halves. Of bools, the maximum is "any", the minimum "all".
+    fn reduce_lanes(&self, monoid: Monoid, dtype: DType, mut v: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let op = match (monoid, dtype) {
+            (Monoid::Max | Monoid::Sum, DType::Bool) => BinaryOp::Or,
+            (Monoid::Min | Monoid::Prod, DType::Bool) => BinaryOp::And,
+            (monoid, _) => monoid.op(),
+        };
+        while let Value::VectorValue(vec) = v {
+            let n = vec.get_type().get_size();
+            if !n.is_power_of_two() {
+                return Err(Fault::invalid(format!("a vector of {n} lanes")));
+            }
+            let half = n / 2;
+            let part = |from: u32| match half {
+                1 => self.build.extract(v, from),
+                _ => self.build.shuffle(vec, vec, &(from..from + half).collect::<Vec<_>>()),
+            };
+            v = self.binary(op, dtype, part(0)?, part(half)?)?;
+        }
+        Ok(v)
     }
 
     fn compare(&self, op: CmpOp, dtype: DType, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
@@ -188,5 +264,31 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let ty = vector(part, parts);
         let pieces = |v: Val| -> Emit<Value<'ctx>> { Ok(self.build.b.build_bit_cast(self.val(v)?, ty, "")?) };
         self.build.value_of(intrinsic, &[], &[self.val(acc)?, pieces(a)?, pieces(b)?])
+    }
+}
+
+/// A constant that is not NaN (in any lane).
+fn is_number(v: Value<'_>) -> bool {
+    match v {
+        Value::FloatValue(f) => f.get_constant().is_some_and(|(x, _)| !x.is_nan()),
+        Value::VectorValue(v) if v.is_constant_data_vector() => {
+            (0..v.get_type().get_size()).all(|i| is_number(v.get_element_as_constant(i)))
+        }
+        Value::VectorValue(v) => v.is_const() && v.is_null(),
+        _ => false,
+    }
+}
+
+/// The value of a constant, if all lanes have the same.
+fn const_int(v: Value<'_>) -> Option<i64> {
+    match v {
+        Value::IntValue(i) => i.get_sign_extended_constant(),
+        Value::VectorValue(v) if v.is_constant_data_vector() => {
+            let first = const_int(v.get_element_as_constant(0))?;
+            let same = |i| const_int(v.get_element_as_constant(i)) == Some(first);
+            (1..v.get_type().get_size()).all(same).then_some(first)
+        }
+        Value::VectorValue(v) => (v.is_const() && v.is_null()).then_some(0),
+        _ => None,
     }
 }

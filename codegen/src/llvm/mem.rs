@@ -8,7 +8,7 @@ use inkwell::IntPredicate;
 use inkwell::attributes::AttributeLoc;
 use inkwell::llvm_sys::core::LLVMBuildGEP2;
 use inkwell::types::AsTypeRef;
-use inkwell::values::{AsValueRef, BasicValue, InstructionOpcode as Op, PointerValue, VectorValue};
+use inkwell::values::{AsValueRef, BasicValue, InstructionOpcode as Op, IntValue, PointerValue, VectorValue};
 use ir::DType;
 use ir::dtype::Scalar;
 use ir::loops::{Addr, Mem, Stride, Ty, Val};
@@ -57,8 +57,9 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let at = self.address(base, element, addr)?;
         let bits = match (ty.cols, addr.col, addr.cols_valid) {
             (1, _, None) => self.load_at(element, at, align)?,
+            (1, _, Some(valid)) => self.load_if(self.nonzero(valid)?, element, at)?,
             (n, Stride::Const(1), None) => self.load_at(vector(element, n).into(), at, align)?,
-            (n, Stride::Const(1), Some(valid)) if n > 1 => {
+            (n, Stride::Const(1), Some(valid)) => {
                 let full = vector(element, n).into();
                 let mask = self.prefix_mask(valid, n)?;
                 let zero = self.build.constant(full, Scalar::Float(0.0));
@@ -80,6 +81,42 @@ impl<'ctx> Emitter<'_, 'ctx> {
         Ok(value)
     }
 
+    /// Whether a scalar access takes place.
+    fn nonzero(&self, valid: Val) -> Emit<IntValue<'ctx>> {
+        let b = &self.build;
+        let any = b.icmp(IntPredicate::NE, self.int(valid)?.into(), b.i64(0).into())?;
+        Ok(any.into_int_value())
+    }
+
+    /// A scalar load that happens only where `cond` holds; 0 elsewhere.
+    fn load_if(
+        &self,
+        cond: IntValue<'ctx>,
+        element: Type<'ctx>,
+        at: PointerValue<'ctx>,
+    ) -> Emit<Value<'ctx>> {
+        let before = self.here()?;
+        let (read, join) = (self.block("read"), self.block("join"));
+        self.build.b.build_conditional_branch(cond, read, join)?;
+        self.build.b.position_at_end(read);
+        let value = self.build.b.build_load(element, at, "")?;
+        self.build.b.build_unconditional_branch(join)?;
+        self.build.b.position_at_end(join);
+        let phi = self.build.b.build_phi(element, "")?;
+        phi.add_incoming(&[(&value, read), (&element.const_zero(), before)]);
+        Ok(phi.as_basic_value())
+    }
+
+    fn store_if(&self, cond: IntValue<'ctx>, at: PointerValue<'ctx>, bits: Value<'ctx>) -> Emit<()> {
+        let (write, join) = (self.block("write"), self.block("join"));
+        self.build.b.build_conditional_branch(cond, write, join)?;
+        self.build.b.position_at_end(write);
+        self.build.b.build_store(at, bits)?;
+        self.build.b.build_unconditional_branch(join)?;
+        self.build.b.position_at_end(join);
+        Ok(())
+    }
+
     pub fn store(&self, addr: &Addr, value: Val) -> Emit<()> {
         let (base, dtype) = self.region(addr.mem)?;
         let element = self.build.stored(dtype)?;
@@ -92,7 +129,16 @@ impl<'ctx> Emitter<'_, 'ctx> {
                 let inst = self.build.b.build_store(at, bits)?;
                 inst.set_alignment(align).map_err(Fault::emitter)
             }
-            (n, Stride::Const(1), Some(valid)) if n > 1 => {
+            (1, _, Some(valid)) => self.store_if(self.nonzero(valid)?, at, bits),
+            // One known lane is a scalar: LLVM 22 makes a scalar store of the wider type out of a masked store
+            // of truncated values with one constant lane.
+            (_, Stride::Const(1), Some(valid))
+                if self.int(valid)?.get_sign_extended_constant() == Some(1) =>
+            {
+                let inst = self.build.b.build_store(at, self.build.extract(bits, 0)?)?;
+                inst.set_alignment(align).map_err(Fault::emitter)
+            }
+            (n, Stride::Const(1), Some(valid)) => {
                 let mask = self.prefix_mask(valid, n)?;
                 let types = [bits.get_type(), at.get_type().into()];
                 let call = self.build.call("llvm.masked.store", &types, &[bits, at.into(), mask])?;
@@ -139,6 +185,14 @@ impl<'ctx> Emitter<'_, 'ctx> {
     pub fn gather(&self, ty: Ty, mem: Mem, index: Val, mask: Option<Val>) -> Emit<Value<'ctx>> {
         let (base, dtype) = self.region(mem)?;
         let element = self.build.stored(dtype)?;
+        if let Value::IntValue(index) = self.val(index)? {
+            let at = self.build.offset(element, base, index)?;
+            let bits = match mask {
+                None => self.load_at(element, at, access_align(0, dtype))?,
+                Some(mask) => self.load_if(self.int(mask)?, element, at)?,
+            };
+            return self.widened(dtype, ty.dtype, bits);
+        }
         let at = self.pointers(base, element, self.val(index)?)?;
         let full: Type = vector(element, ty.cols).into();
         let zero = self.build.constant(full, Scalar::Float(0.0));
@@ -155,6 +209,13 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let element = self.build.stored(dtype)?;
         let ty = self.ty(value)?;
         let bits = self.narrowed(ty.dtype, dtype, self.val(value)?)?;
+        if let Value::IntValue(index) = self.val(index)? {
+            let at = self.build.offset(element, base, index)?;
+            return match mask {
+                None => self.build.b.build_store(at, bits).map(|_| ()).map_err(Fault::from),
+                Some(mask) => self.store_if(self.int(mask)?, at, bits),
+            };
+        }
         let at = self.pointers(base, element, self.val(index)?)?;
         let args = [bits, at, self.mask(mask, ty.cols)?];
         let types = [bits.get_type(), at.get_type()];
@@ -187,6 +248,16 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let b = &self.build;
         let element = b.stored(stored)?;
         match (from, stored) {
+            (DType::I32 | DType::U32, DType::U4 | DType::U2) => {
+                let mask = b.int_like(v.get_type(), (1 << stored.bits()) - 1);
+                b.cast(Op::Trunc, b.bin(Op::And, v, mask)?, element)
+            }
+            (DType::I32 | DType::U32, DType::I4 | DType::I2) => {
+                // the byte holds the sign-extended number
+                let unused = b.int_like(v.get_type(), 32 - i128::from(stored.bits()));
+                let upper = b.bin(Op::Shl, v, unused)?;
+                b.cast(Op::Trunc, b.bin(Op::AShr, upper, unused)?, element)
+            }
             (DType::Bool, DType::Bool) => b.cast(Op::ZExt, v, element),
             (DType::F32, DType::F16) => b.cast(Op::FPTrunc, v, element),
             (DType::I32 | DType::U32, DType::F16) => {

@@ -4,7 +4,7 @@ use crate::harness::{Case, NUMBERS, Num, check, map, store, values, wrap};
 use ir::DType;
 use ir::loops::{Inst, Ty, Val};
 use ir::loops_build::LoopBuilder;
-use ir::prim::{BinaryOp, CmpOp, ConvertMode, UnaryOp};
+use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 
 /// All pairs of the interesting values.
 fn pairs(dtype: DType) -> (Vec<Num>, Vec<Num>) {
@@ -76,11 +76,30 @@ fn case2(
 #[test]
 fn binary_floats() {
     type F = fn(f64, f64) -> f64;
-    let ops: [(BinaryOp, F); 4] = [
+    let ops: [(BinaryOp, F); 6] = [
         (BinaryOp::Add, |a, b| a + b),
         (BinaryOp::Sub, |a, b| a - b),
         (BinaryOp::Mul, |a, b| a * b),
         (BinaryOp::Div, |a, b| a / b),
+        // the zeros count as equal, and the first one stays
+        (BinaryOp::Min, |a, b| {
+            if a.is_nan() || b.is_nan() {
+                f64::NAN
+            } else if b < a {
+                b
+            } else {
+                a
+            }
+        }),
+        (BinaryOp::Max, |a, b| {
+            if a.is_nan() || b.is_nan() {
+                f64::NAN
+            } else if b > a {
+                b
+            } else {
+                a
+            }
+        }),
     ];
     check(|lanes, _| {
         let mut cases = Vec::new();
@@ -105,7 +124,7 @@ fn binary_floats() {
     });
 }
 
-/// What integer instructions do; the operands of division and shifts are those that machine form allows.
+/// What integer instructions do. The count of a right shift is one that machine form allows.
 fn int_op(op: BinaryOp, dtype: DType, x: i128, y: i128) -> i128 {
     let r = match op {
         BinaryOp::Add => x + y,
@@ -116,8 +135,9 @@ fn int_op(op: BinaryOp, dtype: DType, x: i128, y: i128) -> i128 {
         BinaryOp::Xor => x ^ y,
         BinaryOp::Min => x.min(y),
         BinaryOp::Max => x.max(y),
-        BinaryOp::Div => x / y,
-        BinaryOp::Rem => x % y,
+        BinaryOp::Div => x.checked_div(y).unwrap_or(0),
+        BinaryOp::Rem => x.checked_rem(y).unwrap_or(0),
+        BinaryOp::Shl if !(0..i128::from(dtype.bits())).contains(&y) => 0,
         BinaryOp::Shl => x << y,
         BinaryOp::Shr => x >> y,
         _ => unreachable!(),
@@ -134,15 +154,11 @@ fn binary_ints() {
         for dtype in NUMBERS.into_iter().filter(|d| d.is_int()) {
             for op in ops {
                 let (x, mut y) = pairs(dtype);
-                let lowest = dtype.int_range().unwrap().0;
-                for (x, y) in x.iter().zip(&mut y) {
-                    let (Num::I(a), Num::I(b)) = (*x, *y) else { continue };
-                    *y = Num::I(match op {
-                        B::Div | B::Rem if b == 0 => 3,
-                        B::Div | B::Rem if dtype.is_signed_int() && (a, b) == (lowest, -1) => -2,
-                        B::Shl | B::Shr => b.rem_euclid(i128::from(dtype.bits())),
-                        _ => b,
-                    });
+                if op == B::Shr {
+                    for y in &mut y {
+                        let Num::I(count) = *y else { continue };
+                        *y = Num::I(count.rem_euclid(i128::from(dtype.bits())));
+                    }
                 }
                 cases.push(case2(
                     format!("{} {dtype}", op.name()),
@@ -188,6 +204,104 @@ fn shifts_by_one_count() {
                     };
                     cases.push(case2(label, lanes, dtype, (values(dtype), five), dtype, build, expect));
                 }
+            }
+        }
+        cases
+    });
+}
+
+#[test]
+fn constant_operands() {
+    // what is known at compile time takes other ways: divisors, counts, bounds of clamps
+    use BinaryOp as B;
+    check(|lanes, _| {
+        let mut cases = Vec::new();
+        for dtype in NUMBERS {
+            let some = values(dtype);
+            for c in some.iter().take(24).copied() {
+                let ops: &[B] =
+                    if dtype.is_float() { &[B::Min, B::Max] } else { &[B::Div, B::Rem, B::Shl, B::Min] };
+                for op in ops.iter().copied() {
+                    let build = |b: &mut LoopBuilder, x: Val, _| {
+                        let c = match c {
+                            Num::F(c) => b.float(b.ty(x), c),
+                            Num::I(c) => b.int(b.ty(x), c),
+                        };
+                        b.inst(Inst::Binary(op, x, c), b.ty(x))
+                    };
+                    let expect = |x, _| match (x, c) {
+                        (Num::I(x), Num::I(c)) => Num::I(int_op(op, dtype, x, c)),
+                        (Num::F(x), Num::F(c)) if x.is_nan() || c.is_nan() => Num::F(f64::NAN),
+                        // adding zero makes the sign of zeros irrelevant below
+                        (Num::F(x), Num::F(c)) => {
+                            Num::F(if (c < x) == (op == B::Min) && c != x { c } else { x } + 0.0)
+                        }
+                        (x, _) => x,
+                    };
+                    let build = |b: &mut LoopBuilder, x: Val, y| {
+                        let v = build(b, x, y);
+                        if dtype.is_float() {
+                            let zero = b.float(b.ty(x), 0.0);
+                            return b.inst(Inst::Binary(B::Add, v, zero), b.ty(x));
+                        }
+                        v
+                    };
+                    let label = format!("{} {dtype} {c:?}", op.name());
+                    cases.push(case2(
+                        label,
+                        lanes,
+                        dtype,
+                        (some.clone(), some.clone()),
+                        dtype,
+                        build,
+                        expect,
+                    ));
+                }
+            }
+        }
+        cases
+    });
+}
+
+#[test]
+fn reductions() {
+    check(|lanes, _| {
+        let n = lanes as usize;
+        let mut cases = Vec::new();
+        for dtype in NUMBERS.into_iter().chain([DType::Bool]) {
+            for monoid in Monoid::ALL.iter().copied() {
+                if dtype == DType::Bool && matches!(monoid, Monoid::Sum | Monoid::Prod) {
+                    continue;
+                }
+                // small integers, whose sums and products are exact in any order; no zeros, which have two signs
+                let small = |i: usize| [1, -2, 3, 1, -1, 2, 1][(i * 5 + i / 7) % 7];
+                let input: Vec<_> = (0..32)
+                    .map(|i| match dtype {
+                        DType::Bool => Num::I(i128::from(i % 9 == 0 || i > 20)),
+                        d if d.is_float() => Num::F(small(i) as f64 + if i == 17 { 0.5 } else { 0.0 }),
+                        d => Num::I(wrap(d, small(i))),
+                    })
+                    .collect();
+                let func = map(lanes, 32, &[(dtype, dtype)], dtype, |b, v| {
+                    let one = b.reduce_cols(monoid, v[0]);
+                    b.splat(one, 1, lanes)
+                });
+                let fold = |a: Num, b: &Num| match (a, *b) {
+                    (Num::F(a), Num::F(b)) => Num::F(match monoid {
+                        Monoid::Sum => a + b,
+                        Monoid::Prod => a * b,
+                        Monoid::Max => a.max(b),
+                        Monoid::Min => a.min(b),
+                    }),
+                    (Num::I(a), Num::I(b)) => Num::I(int_op(monoid.op(), dtype, a, b)),
+                    (a, _) => a,
+                };
+                let groups = input.chunks(n).map(|g| g[1..].iter().fold(g[0], fold));
+                let want: Vec<_> = groups.flat_map(|x| vec![x; n]).collect();
+                let bufs = vec![store(dtype, &input), vec![0; 32 * dtype.bytes()]];
+                let expect = vec![None, Some(store(dtype, &want))];
+                let label = format!("{} of {dtype}", monoid.name());
+                cases.push(Case::new(label, func, bufs, expect, 32 / i64::from(lanes)));
             }
         }
         cases

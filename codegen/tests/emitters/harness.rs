@@ -4,6 +4,7 @@ use format::abi::{KernelArgs, KernelStatus};
 use ir::DType;
 use ir::loops::{Form, Func, Launch, Level, Ty, Val};
 use ir::loops_build::LoopBuilder;
+use ir::loops_opt::eval;
 use kernelsmith_codegen::{Backend, available, backend};
 use runtime::loader::CodeImage;
 
@@ -88,7 +89,7 @@ pub fn check(cases: impl Fn(u32, &dyn Backend) -> Vec<Case>) {
 }
 
 #[track_caller]
-fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
+pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
     let funcs: Vec<&Func> = cases.iter().map(|c| &c.func).collect();
     let compiled = match backend.compile(&funcs) {
         Ok(c) => c,
@@ -133,20 +134,12 @@ fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
 fn first_difference(dtype: DType, got: &[u8], expect: &[u8]) -> Option<usize> {
     assert_eq!(got.len(), expect.len());
     let size = dtype.bytes();
-    got.chunks(size).zip(expect.chunks(size)).position(|(g, e)| {
-        let both_nan = match dtype {
-            DType::F32 => {
-                f32::from_le_bytes(g.try_into().unwrap()).is_nan()
-                    && f32::from_le_bytes(e.try_into().unwrap()).is_nan()
-            }
-            DType::F64 => {
-                f64::from_le_bytes(g.try_into().unwrap()).is_nan()
-                    && f64::from_le_bytes(e.try_into().unwrap()).is_nan()
-            }
-            _ => false,
-        };
-        g != e && !both_nan
-    })
+    let is_nan = |c: &[u8]| {
+        let mut word = [0; 8];
+        word[..size].copy_from_slice(c);
+        dtype.is_float() && eval::from_bits(dtype, u64::from_le_bytes(word)).as_f64().is_nan()
+    };
+    got.chunks(size).zip(expect.chunks(size)).position(|(g, e)| g != e && !(is_nan(g) && is_nan(e)))
 }
 
 /// Bytes at a 64-byte boundary with room behind them that must stay as it is.

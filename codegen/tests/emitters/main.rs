@@ -4,4 +4,5 @@
 mod arithmetic;
 mod control;
 mod harness;
+mod legalised;
 mod memory;
