@@ -6,7 +6,7 @@ use format::{
     SymbolDef, VariantDef,
 };
 use ir::host::{self, Lowered};
-use ir::loops::Func;
+use ir::loops::{Func, Stmt};
 use ir::prim::HostFn;
 use ir::tensor::ByteSource;
 use ir::{Atom, ConstSource, DType, Dim, SymKind};
@@ -38,7 +38,9 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
     let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
     for k in &lowered.kernels {
         for v in &k.variants {
-            if v.func.launch.trip.is_const(0) {
+            // an inner extent of 0 leaves no loop at all
+            let runs = v.func.body.stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
+            if v.func.launch.trip.is_const(0) || !runs {
                 slots.push(None);
                 continue;
             }

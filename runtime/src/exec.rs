@@ -316,11 +316,12 @@ impl<'m> Executor<'m> {
         let len = self.state.lens[from];
         let at = self.state.syms[index as usize];
         let end = usize::try_from(at).ok().and_then(|i| i.checked_mul(len)?.checked_add(len));
-        let end = end.filter(|&e| e as u64 <= self.model.limits.arena_bytes).ok_or_else(|| RunError::Limit {
-            what: self.model.program.buffers[to].name.clone(),
-            needed: u64::MAX,
-            limit: self.model.limits.arena_bytes,
-        })?;
+        let end =
+            end.filter(|&e| e as u64 <= self.model.limits.arena_bytes).ok_or_else(|| RunError::Limit {
+                what: self.model.program.buffers[to].name.clone(),
+                needed: u64::MAX,
+                limit: self.model.limits.arena_bytes,
+            })?;
         if len == 0 {
             return Ok(());
         }
@@ -334,7 +335,13 @@ impl<'m> Executor<'m> {
         Ok(())
     }
 
-    fn call(&mut self, k: usize, args: &[usize], origin: usize, observer: &mut Option<Observer<'_>>) -> Result<()> {
+    fn call(
+        &mut self,
+        k: usize,
+        args: &[usize],
+        origin: usize,
+        observer: &mut Option<Observer<'_>>,
+    ) -> Result<()> {
         let model = self.model;
         let kernel = &model.program.kernels[k];
         let mut chosen = None;
@@ -355,16 +362,16 @@ impl<'m> Executor<'m> {
         let variant = &kernel.variants[i];
         let trip = self.eval(&variant.trip, &kernel.name)?;
         let began = observer.is_some().then(Instant::now);
-        if trip > 0 {
-            let entry = model.entries[k][i]
-                .ok_or_else(|| RunError::Program(format!("kernel {} has no code", kernel.name)))?;
+        if trip > 0
+            && let Some(entry) = model.entries[k][i]
+        {
             let threads = model.pool.threads();
             let scratch = self.eval(&variant.scratch, &kernel.name)?;
             let per_thread = usize::try_from(scratch)
                 .ok()
                 .and_then(|n| n.checked_next_multiple_of(4096))
                 .filter(|&n| n.saturating_mul(threads) as u64 <= model.limits.arena_bytes)
-                .ok_or(RunError::Limit {
+                .ok_or_else(|| RunError::Limit {
                     what: format!("scratch of kernel {}", kernel.name),
                     needed: scratch as u64,
                     limit: model.limits.arena_bytes,

@@ -76,7 +76,7 @@ pub struct BufferDef {
 pub struct VariantDef {
     /// Usable where every `0 <= a < b` holds.
     pub guards: Vec<(SizeExpr, SizeExpr)>,
-    /// Object and symbol of the code; `None` where there is never an iteration to run.
+    /// Object and symbol of the code; `None` where there is never anything to do.
     pub code: Option<(usize, String)>,
     /// Symbols the code reads, in parameter order.
     pub syms: Vec<u32>,
