@@ -209,6 +209,13 @@ fn modulo(cx: &mut NodeCx) -> OpResult {
     let y_negative = cx.b.cmp(CmpOp::Lt, y, zero)?;
     let differ = cx.b.binary(BinaryOp::Xor, rem_negative, y_negative)?;
     let fix = cx.b.binary(BinaryOp::And, nonzero, differ)?;
+    let mut rem = rem;
+    if cx.dtype(rem).is_float() {
+        // a remainder of zero takes the sign of the divisor too
+        let minus = cx.like(rem, -0.0)?;
+        let signed = cx.b.select(y_negative, minus, zero)?;
+        rem = cx.b.select(nonzero, rem, signed)?;
+    }
     let shifted = cx.b.add(rem, y)?;
     Ok(cx.b.select(fix, shifted, rem)?.into())
 }

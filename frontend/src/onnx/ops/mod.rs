@@ -30,6 +30,7 @@ mod qlinear;
 mod quant;
 mod random;
 mod reduce;
+mod resize;
 mod rnn;
 mod shape;
 mod signal;
@@ -79,6 +80,7 @@ static THEMES: &[&[Op]] = &[
     quant::OPS,
     random::OPS,
     reduce::OPS,
+    resize::OPS,
     rnn::OPS,
     shape::OPS,
     signal::OPS,
