@@ -270,28 +270,30 @@ fn convolve_as<T: Acc>(
         inputs.push((0..kernel[d]).flat_map(tap).collect::<Vec<Option<usize>>>());
     }
     cx.room(&[COLS.min(positions), depth + filters + 2 * taps], size_of::<T>())?;
+    cx.room(&[filters, depth], size_of::<T>())?;
     let mut columns = vec![T::ZERO; COLS.min(positions) * depth];
     let mut acc = vec![T::ZERO; COLS.min(positions) * filters];
-    for g in 0..groups {
-        let first = g * filters * depth;
-        cx.room(&[filters, depth], size_of::<T>())?;
-        let read = |i| T::from_wide(load_w(w.bytes, first + i));
-        let weights: Vec<T> = (0..filters * depth).map(read).collect();
-        for start in (0..positions).step_by(COLS) {
-            let cols = COLS.min(positions - start);
-            // the same for all images and channels: where in a plane each tap of each position reads
-            let reads: Vec<Option<usize>> = (0..taps)
-                .flat_map(|tap| (start..start + cols).map(move |position| (tap, position)))
-                .map(|(tap, position)| {
-                    let (mut tap, mut position, mut at) = (tap, position, 0);
-                    for d in (0..windows.len()).rev() {
-                        let (k, o) = (tap % kernel[d], position % plane[d]);
-                        (tap, position) = (tap / kernel[d], position / plane[d]);
-                        at += inputs[d][k * plane[d] + o]?;
-                    }
-                    Some(at)
-                })
-                .collect();
+    let mut weights: Vec<T> = Vec::new();
+    for start in (0..positions).step_by(COLS) {
+        let cols = COLS.min(positions - start);
+        // the same for all groups, images and channels: where in a plane each tap of each position reads
+        let reads: Vec<Option<usize>> = (0..taps)
+            .flat_map(|tap| (start..start + cols).map(move |position| (tap, position)))
+            .map(|(tap, position)| {
+                let (mut tap, mut position, mut at) = (tap, position, 0);
+                for d in (0..windows.len()).rev() {
+                    let (k, o) = (tap % kernel[d], position % plane[d]);
+                    (tap, position) = (tap / kernel[d], position / plane[d]);
+                    at += inputs[d][k * plane[d] + o]?;
+                }
+                Some(at)
+            })
+            .collect();
+        for g in 0..groups {
+            let first = g * filters * depth;
+            let read = |i| T::from_wide(load_w(w.bytes, first + i));
+            weights.clear();
+            weights.extend((0..filters * depth).map(read));
             for n in 0..x.shape[0] {
                 for c in 0..channels {
                     let base = (n * x.shape[1] + g * channels + c) * elems;

@@ -32,12 +32,16 @@ impl<'m> Interp<'m> {
     /// Outputs of the main graph. Inputs must have the declared element types and ranks; their extents
     /// give the entry symbols their values, within the declared ranges.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.run_with_values(inputs, &mut |_, _| {})
+        self.execute(inputs, None)
     }
 
     /// As [`Interp::run`]; shows every value of the main graph to `observe` in order of execution.
     /// A value is freed after its last use, so what is to be kept must be copied.
     pub fn run_with_values(&self, inputs: &[Tensor], observe: &mut Observer<'_>) -> Result<Vec<Tensor>> {
+        self.execute(inputs, Some(observe))
+    }
+
+    fn execute(&self, inputs: &[Tensor], observe: Option<&mut Observer<'_>>) -> Result<Vec<Tensor>> {
         let graph = &self.module.graph;
         if inputs.len() != graph.inputs.len() {
             let (expected, found) = (graph.inputs.len(), inputs.len());
@@ -47,7 +51,7 @@ impl<'m> Interp<'m> {
         self.bind_inputs(&cx, inputs)?;
         let run = Run { module: self.module, cx };
         let slots = inputs.iter().map(Slot::Input).collect();
-        let outputs = run.graph(graph, slots, Some(observe))?;
+        let outputs = run.graph(graph, slots, observe)?;
         outputs.into_iter().map(|slot| run.take(slot)).collect()
     }
 
@@ -134,7 +138,10 @@ impl<'a> Run<'a> {
             Slot::Held(held) => Ok(Held::into_tensor(held)),
             Slot::Input(t) => Ok(t.clone()),
             Slot::Const(id) => match self.module.consts.get(id.0 as usize) {
-                Some(data) => constant::materialise(data),
+                Some(data) => constant::elements(&self.cx, data).map_err(|source| {
+                    let name = data.name.clone().unwrap_or_default();
+                    InterpError::Const { name, source: Box::new(source) }
+                }),
                 None => Err(InterpError::Malformed(format!("no constant {}", id.0))),
             },
         }

@@ -87,7 +87,13 @@ impl Gathered {
             self.strings.extend_from_slice(&src.strings[at..at + len]);
         } else {
             let size = self.dtype.bytes();
-            self.bytes.extend_from_slice(&src.bytes[at * size..(at + len) * size]);
+            let part = &src.bytes[at * size..(at + len) * size];
+            // single elements as arrays: a call to copy four bytes costs more than the copy
+            match (part.first_chunk::<4>(), part.first_chunk::<8>()) {
+                (Some(four), _) if part.len() == 4 => self.bytes.extend_from_slice(four),
+                (_, Some(eight)) if part.len() == 8 => self.bytes.extend_from_slice(eight),
+                _ => self.bytes.extend_from_slice(part),
+            }
         }
     }
     pub(crate) fn into_tensor(self, shape: Vec<usize>) -> Tensor {

@@ -349,6 +349,22 @@ fn folding_keeps_to_its_budget() {
 }
 
 #[test]
+fn folding_a_constant_is_charged() {
+    let mut b = Builder::new("main");
+    let c = b.constant(t(&[4], &[1f32; 4])).unwrap();
+    let x = b.input("x", DType::F32, dims(&[4]));
+    let y = b.binary(BinaryOp::Add, x, c).unwrap();
+    let m = finish(b, &[y]);
+    let op = m.graph.ops().map(|o| o.1).find(|o| matches!(o.prim, Prim::Const(_))).unwrap();
+    let with = |max_bytes| {
+        let none: [Tensor; 0] = [];
+        eval_op(&m, op, &none, &|_| None, Budget { max_bytes, max_flops: 100 })
+    };
+    assert_same(&with(16).unwrap()[0], &t(&[4], &[1f32; 4]), "constant");
+    assert!(with(15).unwrap_err().is_limit());
+}
+
+#[test]
 fn memory_is_given_back() {
     // a chain of 100 results of 4 KB never holds more than two of them
     let mut b = Builder::new("main");
