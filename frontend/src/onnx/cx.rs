@@ -165,7 +165,8 @@ impl<'m> NodeCx<'_, 'm> {
     /// Tensor input `i`, `None` where absent.
     pub fn opt(&self, i: usize) -> Result<Option<V>, OpError> {
         match self.val(i) {
-            None => Ok(None),
+            // an input that the caller of a function left out is absent inside too
+            None | Some(Val::Absent(_)) => Ok(None),
             Some(Val::Tensor(v)) => Ok(Some(*v)),
             Some(_) => Err(OpError::invalid(Code::Type, format!("input {i} should be a tensor"))),
         }

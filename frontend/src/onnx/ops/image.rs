@@ -10,6 +10,7 @@ use ir::{DType, Dim, Result};
 
 pub static OPS: &[Op] = &[
     op("AffineGrid", 20, affine_grid),
+    op("Col2Im", 18, col2im),
     op("DeformConv", 19, deform_conv),
     op("GridSample", 16, grid_sample),
     op("NonMaxSuppression", 10, non_max_suppression),
@@ -285,6 +286,58 @@ fn affine_grid(cx: &mut NodeCx) -> OpResult {
     let perm: Vec<usize> = [r].into_iter().chain(0..r).chain([r + 1]).collect();
     let y = b.transpose(y, &perm)?;
     Ok(b.convert(y, dtype)?.into())
+}
+
+/// Most positions of a block that is put in place position by position.
+const MAX_TAPS: i64 = 4096;
+
+/// Blocks x[N, C * taps, L] added up where they lie in an image [N, C, D...].
+fn col2im(cx: &mut NodeCx) -> OpResult {
+    let (x, image, block) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    cx.check_rank("input", x, 3)?;
+    let image = cx.sizes_of(image, 0)?;
+    let block = cx.need_const_ints("block_shape", block)?;
+    let n = block.len();
+    let taps = block.iter().try_fold(1i64, |t, &k| t.checked_mul(k).filter(|_| k > 0));
+    let Some(taps) = taps.filter(|&t| t <= MAX_TAPS && image.len() == n) else {
+        return Err(OpError::invalid(Code::Input, format!("block_shape {block:?} for {} dims", image.len())));
+    };
+    let window = conv::window(cx, &image, block.clone())?;
+    let shape = cx.shape(x);
+    let b = &mut *cx.b;
+    let channels = shape[1].floor_div(&Dim::from(taps), b.symbols());
+    // number of blocks by dim
+    let blocks: Vec<Dim> = (0..n)
+        .map(|d| {
+            let reach = Dim::from(window.dilations[d] * (block[d] - 1) + 1);
+            let free = &image[d] + &window.pads[d].0 + &window.pads[d].1 - reach;
+            free.floor_div(&Dim::from(window.strides[d]), b.symbols()) + Dim::from(1)
+        })
+        .collect();
+    let split = [&[shape[0].clone(), channels, Dim::from(taps)], &blocks[..]].concat();
+    let x = b.reshape(x, &split)?;
+    let zero = b.scalar(b.dtype(x), 0.0)?;
+    let mut sum: Option<V> = None;
+    for t in 0..taps {
+        let part = b.index_axis(x, 2, &Dim::from(t))?;
+        let (mut lo, mut hi, mut gaps) =
+            (vec![Dim::from(0); 2 + n], vec![Dim::from(0); 2 + n], vec![0; 2 + n]);
+        let mut rest = t;
+        for d in (0..n).rev() {
+            let at = rest % block[d] * window.dilations[d];
+            rest /= block[d];
+            let spread = (&blocks[d] - &Dim::from(1)) * Dim::from(window.strides[d]) + Dim::from(1);
+            lo[2 + d] = Dim::from(at) - &window.pads[d].0;
+            hi[2 + d] = &image[d] - &spread - &lo[2 + d];
+            gaps[2 + d] = window.strides[d] - 1;
+        }
+        let placed = b.pad(part, zero, &lo, &hi, &gaps)?;
+        sum = Some(match sum {
+            Some(s) => b.add(s, placed)?,
+            None => placed,
+        });
+    }
+    Ok(sum.unwrap_or(zero).into())
 }
 
 /// A convolution that reads its input at positions moved by `offset`, with linear interpolation.
