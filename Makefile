@@ -69,7 +69,7 @@ lint: setup
 	cargo clippy --quiet --profile $(PROFILE) --workspace --all-targets $(FEATURES) -- -D warnings
 
 bench: build
-	cargo bench --package kernelsmith-benches
+	cargo bench --package kernelsmith-benches $(FEATURES)
 	@scripts/venv.sh peers
 	@if ls .venv/peers-*.ready >/dev/null 2>&1; then \
 	    set -x; $(PYTHON) scripts/bench_models.py --bin $(TARGET)/release/kernelsmith; \
