@@ -21,9 +21,12 @@ fn every_type() -> impl Iterator<Item = DType> {
     DType::ALL.into_iter().filter(|d| *d != DType::String)
 }
 
+/// Name, function in tile form, operands, symbols.
+type TileCase = (String, Func, Vec<Vec<u8>>, Vec<i64>);
+
 /// Legalises and runs one function on every backend and compares with the interpreter.
 #[track_caller]
-fn check(cases: Vec<(String, Func, Vec<Vec<u8>>, Vec<i64>)>, trip: i64) {
+fn check(cases: Vec<TileCase>, trip: i64) {
     for name in available() {
         let backend = backend(name, 2).unwrap();
         let target = backend.target();
@@ -106,7 +109,7 @@ fn tile_case(
     ins: [DType; 2],
     out: DType,
     f: impl FnOnce(&mut LoopBuilder, Val, Val) -> Val,
-) -> (String, Func, Vec<Vec<u8>>, Vec<i64>) {
+) -> TileCase {
     let bufs = vec![samples(ins[0], 0), samples(ins[1], 1), vec![0; COUNT * out.bytes()]];
     (label, on_tiles(ins, out, f), bufs, Vec::new())
 }
@@ -167,7 +170,8 @@ fn conversions() {
         for from in every_type() {
             // of the pairs of narrow types every fifth, for time
             let wide = |d: DType| matches!(d, DType::F32 | DType::I32 | DType::I64);
-            let chosen = |to: DType| wide(from) || wide(to) || (from as usize * 7 + to as usize) % 5 == 0;
+            let chosen =
+                |to: DType| wide(from) || wide(to) || (from as usize * 7 + to as usize).is_multiple_of(5);
             for to in every_type().filter(|to| *to != from && chosen(*to)) {
                 let label = format!("{from} to {to} {mode:?}");
                 cases.push(tile_case(label, [from, from], to, |b, x, _| {
