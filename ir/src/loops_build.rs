@@ -494,12 +494,24 @@ impl LoopBuilder {
         }
     }
 
-    /// floor(x / y) of i64 values (scalars or tiles) for positive y.
+    /// floor(x / y) of i64 scalars for positive y, or of tiles of indices (below 2^52 in size).
     pub fn floor_div(&mut self, x: Val, y: Val) -> Val {
         if let Some(bits) = self.log2_const(y) {
             // an arithmetic shift is the floor for negative values too
             let n = self.int(self.ty(y), bits.into());
             return self.binary(BinaryOp::Shr, x, n);
+        }
+        if !self.ty(x).is_scalar() {
+            // no vector unit divides 64-bit integers; as f64 the quotient of numbers below 2^52, which
+            // indices are, rounds to no other integer
+            let [xf, yf] = [x, y].map(|v| self.convert(DType::F64, ConvertMode::Plain, v));
+            let q = self.div(xf, yf);
+            let q = self.unary(UnaryOp::Floor, q);
+            let q = self.convert(DType::I64, ConvertMode::Plain, q);
+            if self.nonneg(x) {
+                self.assume_nonneg(q);
+            }
+            return q;
         }
         let q = self.div(x, y);
         if self.nonneg(x) {
@@ -514,13 +526,20 @@ impl LoopBuilder {
         self.select(below, q1, q)
     }
 
-    /// x mod y in `0..y` of i64 values (scalars or tiles) for positive y.
+    /// x mod y in `0..y` of i64 scalars for positive y, or of tiles of indices (below 2^52 in size).
     pub fn floor_mod(&mut self, x: Val, y: Val) -> Val {
         if let Some(bits) = self.log2_const(y) {
             let mask = self.int(self.ty(y), (1i128 << bits) - 1);
             let v = self.and(x, mask);
             self.assume_nonneg(v);
             return v;
+        }
+        if !self.ty(x).is_scalar() {
+            let q = self.floor_div(x, y);
+            let qy = self.mul(q, y);
+            let r = self.sub(x, qy);
+            self.assume_nonneg(r);
+            return r;
         }
         let r = self.rem(x, y);
         if self.nonneg(x) {

@@ -3,7 +3,7 @@
 use super::Math;
 use ir::DType;
 use ir::loops::Val;
-use ir::prim::{BinaryOp, CmpOp, UnaryOp};
+use ir::prim::{BinaryOp, CmpOp};
 use std::f64::consts::FRAC_PI_2;
 
 /// (sin(r) / r - 1) / z in z = r^2 for |r| <= pi / 4; relative error of sin 5e-12 and 2e-21.
@@ -32,6 +32,9 @@ const COS_F64: [f64; 7] = [
 ];
 /// pi / 2 in three parts; products of the first two with integers below 2^20 are exact.
 const HALF_PI: [f64; 3] = [1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21];
+/// pi / 2 in four parts for fused multiply-add, where no product is rounded.
+const HALF_PI_F32: [f64; 4] =
+    [1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15, 1.056299898220315e-23];
 /// Below this the reduction by [`HALF_PI`] is accurate: 2 x / pi < 2^20.
 const SMALL_ARGUMENT: f64 = 1e6;
 /// 2 / pi in binary after one word of zeros; the first bit of the second word weighs 1/2.
@@ -60,37 +63,75 @@ const TWO_OVER_PI: [u64; 21] = [
 ];
 
 impl Math<'_> {
-    /// x = quadrant * pi / 2 + r with |r| <= pi / 4: (r in the type of x, quadrant as i32 modulo 4).
+    /// x = quadrant * pi / 2 + r with |r| <= pi / 4 or a little more: (r in the type of x, quadrant as i32, of
+    /// which the lower two bits count).
     fn trig_reduce(&mut self, x: Val) -> (Val, Val) {
         let a = self.abs(x);
         let small = self.cmp_c(CmpOp::Lt, a, SMALL_ARGUMENT);
         let large = self.not(small);
         let any_large = self.any(large);
-        let xd = self.convert(DType::F64, x);
-        let (r, q) = self.reduce_small(xd);
-        // in lanes that are small, the other reduction gives garbage that is not chosen
+        let (r, q) = if self.is_f64(x) {
+            self.reduce_small(x, &HALF_PI, 6755399441055744.0)
+        } else if self.fma {
+            self.reduce_small(x, &HALF_PI_F32, 12582912.0)
+        } else {
+            let xd = self.convert(DType::F64, x);
+            let (r, q) = self.reduce_small(xd, &HALF_PI, 6755399441055744.0);
+            (self.convert(DType::F32, r), q)
+        };
         self.b.open_if(any_large);
-        let (rl, ql) = self.reduce_large(xd, self.is_f64(x));
+        let (rl, ql) = self.reduce_lanes(x);
+        // lanes that are small keep the other reduction, whose result is as good
         let both = [self.sel(small, r, rl), self.sel(small, q, ql)];
         self.b.open_else(&both);
         let chosen = self.b.close_if(&[r, q]);
-        (self.convert(self.b.dtype(x), chosen[0]), chosen[1])
+        (chosen[0], chosen[1])
     }
 
-    fn reduce_small(&mut self, x: Val) -> (Val, Val) {
-        let n = self.mul_c(x, std::f64::consts::FRAC_2_PI);
-        let n = self.b.unary(UnaryOp::RoundEven, n);
+    /// Cody and Waite; `parts` of pi / 2 have products with the quadrant that are exact, or fused.
+    fn reduce_small(&mut self, x: Val, parts: &[f64], magic: f64) -> (Val, Val) {
+        // adding 1.5 * 2^52 (2^23) rounds to an integer, which then lies in the low bits
+        let c = self.c(x, magic);
+        let scale = self.c(x, std::f64::consts::FRAC_2_PI);
+        let t = self.mad(x, scale, c);
+        let n = self.sub(t, c);
         let mut r = x;
-        for part in HALF_PI {
+        for part in parts {
             let c = self.c(x, -part);
             r = self.mad(n, c, r);
         }
-        (r, self.convert(DType::I32, n))
+        let q = self.bits(t);
+        (r, self.convert(DType::I32, q))
+    }
+
+    /// [`Self::reduce_large`] for one lane after the other: this happens so rarely that small code is
+    /// worth more than speed.
+    fn reduce_lanes(&mut self, x: Val) -> (Val, Val) {
+        let ty = self.b.ty(x);
+        let wide = self.is_f64(x);
+        if ty.is_scalar() {
+            return self.reduce_large(x, wide);
+        }
+        let (args, quadrants) = self.scratch.lanes(self.b, ty);
+        let zero = self.b.index(0);
+        let (ax, aq) = (self.b.addr(args, zero, 0), self.b.addr(quadrants, zero, 0));
+        self.b.store(ax, x);
+        let lanes = self.b.index(ty.cols.into());
+        let (lane, _) = self.b.open_for(zero, lanes, 1, &[]);
+        let (ax1, aq1) = (self.b.addr(args, lane, 0), self.b.addr(quadrants, lane, 0));
+        let x1 = self.b.load(ax1, 1, 1);
+        let (r1, q1) = self.reduce_large(x1, wide);
+        self.b.store(ax1, r1);
+        self.b.store(aq1, q1);
+        self.b.close_for(&[]);
+        (self.b.load(ax, 1, ty.cols), self.b.load(aq, 1, ty.cols))
     }
 
     /// Payne and Hanek: the bits of 2 / pi that matter for the exponent of x, times its mantissa, give
     /// the quadrant and 126 bits of the fraction. `wide`: exponents beyond those of f32 occur.
     fn reduce_large(&mut self, x: Val, wide: bool) -> (Val, Val) {
+        let dtype = self.b.dtype(x);
+        let x = self.convert(DType::F64, x);
         let a = self.abs(x);
         let bits = self.bits(a);
         let exp = self.shr(bits, 52);
@@ -164,7 +205,8 @@ impl Math<'_> {
         let q = self.sel(negative, minus_q, q);
         // infinity and NaN have no angle
         let nan = self.sub(x, x);
-        (self.add(r, nan), q)
+        let r = self.add(r, nan);
+        (self.convert(dtype, r), q)
     }
 
     /// Upper 64 bits of a product of u64.
