@@ -31,9 +31,23 @@ fn host_error(message: impl ToString) -> CodegenError {
     CodegenError::Host { backend: "llvm", message: message.to_string() }
 }
 
+/// Loop strength reduction takes half of LLVM's time on our code, which computes addresses where they
+/// belong already.
+fn disable_loop_strength_reduction() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let args = [c"kernelsmith".as_ptr(), c"-disable-lsr".as_ptr()];
+        // SAFETY: two C strings that live for ever; called once, before any code is generated.
+        unsafe {
+            inkwell::llvm_sys::support::LLVMParseCommandLineOptions(2, args.as_ptr(), std::ptr::null());
+        }
+    });
+}
+
 impl Llvm {
     pub(crate) fn new(threads: usize) -> Result<Llvm, CodegenError> {
         Target::initialize_native(&InitializationConfig::default()).map_err(host_error)?;
+        disable_loop_strength_reduction();
         let cpu = TargetMachine::get_host_cpu_name().to_string();
         let features = TargetMachine::get_host_cpu_features().to_string();
         let desc = target::llvm_host(cpu, features, threads);
