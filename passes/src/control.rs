@@ -16,7 +16,6 @@ impl Scheduler<'_> {
         let mut frame = Frame::new(g, inputs);
         self.graph(&mut frame)?;
         let outputs = g.outputs.iter().map(|&v| self.value(&mut frame, v)).collect();
-        self.out.init.append(&mut frame.init);
         Ok((frame.steps, outputs))
     }
 

@@ -9,8 +9,8 @@
 use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, static_elems};
 use crate::kernels::{Build, KernelUnit};
-use crate::pull::{Home, PullError, Unit};
-use ir::{OpId, Origin, Prim, ValueId};
+use crate::pull::{Home, PullError, Unit, locate};
+use ir::{DType, Layout, OpId, Origin, Prim, ValueId};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 const PASS: &str = "group";
@@ -31,6 +31,8 @@ pub struct Plan {
     pub homes: HashMap<ValueId, Home>,
     /// Depends on constants alone, by value.
     pub constant: Vec<bool>,
+    /// Layouts other than row-major, by value.
+    pub layouts: HashMap<ValueId, Layout>,
 }
 
 /// What is known of a candidate from those of its consumers that are in the region.
@@ -74,19 +76,32 @@ pub fn plan(unit: Unit, origins: &[Origin], limit: usize) -> Result<Plan> {
         items.extend(p.visit(op)?.into_iter().rev());
     }
     items.reverse();
-    Ok(Plan { items, homes: p.homes, constant: p.facts.constant })
+    let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact);
+    Ok(Plan { items, homes: p.homes, constant: p.facts.constant, layouts })
 }
 
 /// Which values are written straight into the buffer of the concat, pad or update that uses them.
+///
+/// The last such user gets the value. A concat of values that lie side by side in a later, longer one
+/// (dense blocks) is a part of that one.
 fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
     let g = unit.graph;
     let mut homes: HashMap<ValueId, Home> = HashMap::new();
-    for (id, op) in g.ops() {
+    for &id in g.order.iter().rev() {
+        let op = &g[id];
         let pieces = pieces(unit, id);
         if pieces.is_empty() {
             continue;
         }
         let result = op.results[0];
+        if !facts.exact[result.index()]
+            && !homes.contains_key(&result)
+            && matches!(op.prim, Prim::Concat { .. })
+            && let Some(home) = side_by_side(&op.operands, &pieces, &homes)
+        {
+            homes.insert(result, home);
+            continue;
+        }
         let in_place = matches!(op.prim, Prim::Scatter { .. } | Prim::UpdateSlice { .. });
         for (n, offset) in pieces {
             let x = op.operands[n];
@@ -112,6 +127,22 @@ fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
     homes
 }
 
+/// The place of a concat's result where all of its operands lie next to one another already.
+fn side_by_side(
+    operands: &[ValueId],
+    pieces: &[(usize, Vec<ir::Dim>)],
+    homes: &HashMap<ValueId, Home>,
+) -> Option<Home> {
+    let first = homes.get(operands.first()?)?.clone();
+    let fits = pieces.iter().all(|(n, offset)| {
+        homes.get(&operands[*n]).is_some_and(|h| {
+            let at = first.offset.iter().zip(offset).map(|(a, b)| a + b);
+            h.value == first.value && at.eq(h.offset.iter().cloned())
+        })
+    });
+    (fits && operands.len() > 1).then_some(first)
+}
+
 impl Planner<'_> {
     fn demand(&mut self, v: ValueId) {
         self.demanded[v.index()] = true;
@@ -123,6 +154,9 @@ impl Planner<'_> {
         let wanted = op.results.iter().any(|v| self.demanded[v.index()]);
         match class(&op.prim) {
             Class::Const => Ok(Vec::new()),
+            _ if op.operands.iter().chain(&op.results).any(|v| g[*v].ty.dtype == DType::String) => {
+                Err(PassError::unsupported(PASS, self.origins, g, id, "strings have no kernels"))
+            }
             Class::Host => {
                 if let Prim::Call { name, .. } = &op.prim {
                     return Err(PassError::internal(PASS, format!("composite {name} was not inlined")));
@@ -205,7 +239,8 @@ impl Planner<'_> {
         if static_elems(&self.unit.graph[piece].ty.shape) == Some(0) {
             return Ok(());
         }
-        if self.homes.get(&piece).is_some_and(|h| h.value == into) {
+        let there = |v: ValueId, index: &[ir::Dim]| locate(&self.homes, v, index);
+        if there(piece, &vec![ir::Dim::from(0); offset.len()]) == there(into, offset) {
             self.demand(piece);
             return Ok(());
         }

@@ -9,8 +9,10 @@ use crate::facts::static_elems;
 use crate::group::{Item, Plan, plan};
 use crate::kernels::KernelUnit;
 use crate::pull::Unit;
+use crate::schedule::operands::Operand;
 use ir::host::{Buffer, BufferId, Place, Step};
 use ir::kernel::{Access, Expr, Generated, Kernel};
+use ir::target::TargetDesc;
 use ir::{
     ConstId, DType, Dim, Graph, Layout, Module, Op, OpId, OriginId, Prim, Sym, Symbols, TensorType, ValueId,
 };
@@ -32,7 +34,7 @@ pub struct Planned {
 }
 
 /// Groups all graphs of the module and schedules their kernels.
-pub fn schedule(module: Module, pull_limit: usize) -> Result<Planned> {
+pub fn schedule(module: Module, target: &TargetDesc, pull_limit: usize) -> Result<Planned> {
     let mut s = Scheduler {
         consts: &module.consts,
         origins: &module.origins,
@@ -41,6 +43,9 @@ pub fn schedule(module: Module, pull_limit: usize) -> Result<Planned> {
         kernel_ids: HashMap::new(),
         const_buffers: HashMap::new(),
         pull_limit,
+        target,
+        needs: HashMap::new(),
+        packed: HashMap::new(),
     };
     let g = &module.graph;
     let inputs: Vec<BufferId> = (0..g.inputs.len())
@@ -68,7 +73,6 @@ pub fn schedule(module: Module, pull_limit: usize) -> Result<Planned> {
     }
     s.out.inputs = inputs;
     s.out.steps = std::mem::take(&mut frame.steps);
-    s.out.init.extend(std::mem::take(&mut frame.init));
     let Scheduler { symbols, mut out, .. } = s;
     out.module = module;
     out.module.symbols = symbols;
@@ -83,6 +87,11 @@ pub(crate) struct Scheduler<'m> {
     kernel_ids: HashMap<String, usize>,
     const_buffers: HashMap<ConstId, BufferId>,
     pull_limit: usize,
+    pub(crate) target: &'m TargetDesc,
+    /// What contractions need of their operands, by [`kernel_key`].
+    pub(crate) needs: HashMap<String, Vec<Operand>>,
+    /// Packed constants.
+    pub(crate) packed: HashMap<(BufferId, Layout), BufferId>,
 }
 
 /// One graph being scheduled.
@@ -91,7 +100,6 @@ pub(crate) struct Frame<'g> {
     pub(crate) buffers: HashMap<ValueId, BufferId>,
     plan: Plan,
     pub(crate) steps: Vec<Step>,
-    pub(crate) init: Vec<Step>,
     /// The main graph: its outputs may be computed in place.
     main: bool,
 }
@@ -99,8 +107,7 @@ pub(crate) struct Frame<'g> {
 impl<'g> Frame<'g> {
     pub(crate) fn new(graph: &'g Graph, inputs: &[BufferId]) -> Frame<'g> {
         let buffers = graph.inputs.iter().copied().zip(inputs.iter().copied()).collect();
-        let (steps, init) = Default::default();
-        Frame { graph, buffers, plan: Plan::default(), steps, init, main: false }
+        Frame { graph, buffers, plan: Plan::default(), steps: Vec::new(), main: false }
     }
 }
 
@@ -158,7 +165,11 @@ impl Scheduler<'_> {
             let place = if constant { Place::Init } else { self.result_place(f, v) };
             let name = value.name.clone().unwrap_or_else(|| format!("v{}", v.0));
             let main = f.main.then_some(v);
-            self.buffer(name, &value.ty, place, main)
+            let id = self.buffer(name, &value.ty, place, main);
+            if let Some(layout) = f.plan.layouts.get(&v) {
+                self.out.buffers[id.0 as usize].layout.clone_from(layout);
+            }
+            id
         };
         f.buffers.insert(v, id);
         id
@@ -210,7 +221,7 @@ impl Scheduler<'_> {
                 f.steps.push(check.1);
             }
             match item {
-                Item::Kernel(k) => self.call(f, k),
+                Item::Kernel(k) => self.call(f, k)?,
                 Item::Host(op) => self.host(f, op)?,
             }
         }
@@ -241,14 +252,20 @@ impl Scheduler<'_> {
         Ok(checks)
     }
 
-    fn call(&mut self, f: &mut Frame, unit: KernelUnit) {
+    fn call(&mut self, f: &mut Frame, unit: KernelUnit) -> Result<()> {
         let origin = f.graph[unit.op].origin;
         let args: Vec<BufferId> = unit.args.iter().map(|&v| self.value(f, v)).collect();
-        let step = self.call_step(unit.kernel, args, origin);
-        if unit.init { f.init.push(step) } else { f.steps.push(step) }
+        let (kernel, args) = self.stage(f, unit.kernel, args, origin, unit.init)?;
+        let step = self.call_step(kernel, args, origin);
+        if unit.init {
+            self.out.init.push(step)
+        } else {
+            f.steps.push(step)
+        }
+        Ok(())
     }
 
-    fn call_step(&mut self, kernel: Kernel, args: Vec<BufferId>, origin: OriginId) -> Step {
+    pub(crate) fn call_step(&mut self, kernel: Kernel, args: Vec<BufferId>, origin: OriginId) -> Step {
         let key = kernel_key(&kernel);
         let next = self.out.kernels.len();
         let id = *self.kernel_ids.entry(key).or_insert(next);
@@ -372,7 +389,7 @@ pub fn symbols_of(shape: &[Dim]) -> Vec<Sym> {
 
 /// Text that is equal for kernels that compute the same: names do not matter, and origins only where
 /// the kernel can report an index error of its own.
-fn kernel_key(k: &Kernel) -> String {
+pub(crate) fn kernel_key(k: &Kernel) -> String {
     use std::fmt::Write;
     let mut key = String::new();
     for b in &k.buffers {

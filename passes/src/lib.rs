@@ -24,12 +24,14 @@ pub mod host;
 pub mod index;
 pub mod kernel_exec;
 pub mod kernels;
+pub mod layout;
 pub mod lower;
 pub mod normalise;
 pub mod pipeline;
 pub mod place;
 pub mod pull;
 pub mod schedule;
+mod stage;
 #[cfg(test)]
 mod tests;
 

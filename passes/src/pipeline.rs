@@ -86,6 +86,12 @@ pub const PASSES: &[Pass] = &[
         run: |s, _| on_graph(s, graph::fold_constants),
     },
     Pass {
+        name: "separate-pads",
+        stage: Stage::Canonical,
+        reason: "convolutions without guards; before cse, since branches often pad the same value",
+        run: |s, _| on_graph(s, graph::separate_pads),
+    },
+    Pass {
         name: "cse",
         stage: Stage::Canonical,
         reason: "after the rewrites, which make equal ops out of different ones",
@@ -101,7 +107,7 @@ pub const PASSES: &[Pass] = &[
         name: "group",
         stage: Stage::Kernels,
         reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
-        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.options.pull_limit)?)),
+        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.pull_limit)?)),
     },
     Pass {
         name: "place-buffers",

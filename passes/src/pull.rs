@@ -187,13 +187,7 @@ impl<'a> Puller<'a> {
 
     /// The buffer in which `value` lies, and the index there of element `index`.
     pub fn locate(&self, value: ValueId, index: &[Dim]) -> (ValueId, Vec<Dim>) {
-        match self.homes.get(&value) {
-            Some(home) => {
-                let shifted: Vec<Dim> = index.iter().zip(&home.offset).map(|(i, o)| i + o).collect();
-                self.locate(home.value, &shifted)
-            }
-            None => (value, index.to_vec()),
-        }
+        locate(self.homes, value, index)
     }
 
     fn def(&self, v: ValueId) -> Option<&'a Prim> {
@@ -777,6 +771,16 @@ impl<'a> Puller<'a> {
     pub fn equal(&mut self, a: ExprId, b: ExprId) -> ExprId {
         self.expr(Expr::Cmp(CmpOp::Eq, a, b), DType::Bool)
     }
+}
+
+/// The value whose buffer holds `value`, and the index there of its element `index`.
+pub fn locate(homes: &HashMap<ValueId, Home>, value: ValueId, index: &[Dim]) -> (ValueId, Vec<Dim>) {
+    let (mut value, mut index) = (value, index.to_vec());
+    while let Some(home) = homes.get(&value) {
+        index = index.iter().zip(&home.offset).map(|(i, o)| i + o).collect();
+        value = home.value;
+    }
+    (value, index)
 }
 
 /// `0 <= index[d] < shape[d]` for every dim.

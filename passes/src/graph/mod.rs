@@ -7,6 +7,7 @@ mod cse;
 mod dce;
 mod fold;
 mod inline;
+mod pads;
 mod rewrite;
 mod simplify;
 
@@ -14,4 +15,5 @@ pub use cse::cse;
 pub use dce::dce;
 pub use fold::fold_constants;
 pub use inline::inline_composites;
+pub use pads::separate_pads;
 pub use simplify::simplify;

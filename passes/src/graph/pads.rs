@@ -1,0 +1,87 @@
+//! Makes the padding of convolutions and windows an op of its own.
+//!
+//! A convolution then reads its operand without guards, and grouping writes the operand straight into
+//! the interior of the padded buffer, so that padding costs its border and nothing else. Zeros between
+//! input elements (transposed convolutions) become an interior pad.
+
+use super::rewrite::{Rule, Shared, Site, rewrite};
+use crate::error::Result;
+use ir::dtype::Scalar;
+use ir::prim::{PadMode, Prim, WindowDim};
+use ir::{ConstData, ConstSource, DType, Dim, Module, Symbols, TensorType, ValueId};
+
+pub fn separate_pads(module: &mut Module) -> Result<()> {
+    let symbols = module.symbols.clone();
+    rewrite(module, &mut Pads { symbols })
+}
+
+struct Pads {
+    symbols: Symbols,
+}
+
+fn is_padded(window: &[WindowDim]) -> bool {
+    window.iter().any(|w| !w.pad_lo.is_const(0) || !w.pad_hi.is_const(0) || w.base_dilation != 1)
+}
+
+fn unpadded(window: &[WindowDim]) -> Vec<WindowDim> {
+    let plain = |w: &WindowDim| WindowDim { stride: w.stride, dilation: w.dilation, ..WindowDim::unit() };
+    window.iter().map(plain).collect()
+}
+
+impl Pads {
+    /// `x` with the pads of `window` around its trailing dims.
+    fn pad(
+        &self,
+        cx: &mut Shared<'_>,
+        site: &mut Site<'_>,
+        x: ValueId,
+        window: &[WindowDim],
+        fill: Scalar,
+    ) -> Result<ValueId> {
+        let ty = site.ty(x).clone();
+        let lead = ty.rank() - window.len();
+        let by_dim = |f: &dyn Fn(&WindowDim) -> Dim| -> Vec<Dim> {
+            (0..lead).map(|_| Dim::from(0)).chain(window.iter().map(f)).collect()
+        };
+        let prim = Prim::Pad {
+            lo: by_dim(&|w| w.pad_lo.clone()),
+            hi: by_dim(&|w| w.pad_hi.clone()),
+            interior: (0..lead).map(|_| 0).chain(window.iter().map(|w| w.base_dilation - 1)).collect(),
+            mode: PadMode::Constant,
+        };
+        let scalar = TensorType::scalar(ty.dtype);
+        let types = ir::infer::infer(&prim, &[&ty, &scalar], &[], cx.consts, &self.symbols)?;
+        let fill = constant(cx, site, ty.dtype, fill);
+        Ok(site.push(prim, vec![x, fill], types)[0])
+    }
+}
+
+fn constant(cx: &mut Shared<'_>, site: &mut Site<'_>, dtype: DType, value: Scalar) -> ValueId {
+    let source = ConstSource::Splat(value);
+    let id = cx.add_const(ConstData { dtype, shape: Vec::new(), source, name: None });
+    site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
+}
+
+impl Rule for Pads {
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        let types = site.types.to_vec();
+        match &site.op.prim {
+            Prim::Convolve { window, groups, acc } if is_padded(window) => {
+                let [x, w] = *site.operands else { return Ok(None) };
+                let zero = Scalar::zero(site.ty(x).dtype);
+                let x = self.pad(cx, site, x, window, zero)?;
+                let prim = Prim::Convolve { window: unpadded(window), groups: *groups, acc: *acc };
+                Ok(Some(site.push(prim, vec![x, w], types)))
+            }
+            Prim::WindowReduce { monoid, size, window } if is_padded(window) => {
+                let [x] = *site.operands else { return Ok(None) };
+                let identity = monoid.identity(site.ty(x).dtype);
+                let x = self.pad(cx, site, x, window, identity)?;
+                let prim =
+                    Prim::WindowReduce { monoid: *monoid, size: size.clone(), window: unpadded(window) };
+                Ok(Some(site.push(prim, vec![x], types)))
+            }
+            _ => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `assign-layout`: how the values of one graph lie in memory.
+//!
+//! Values of convolutional parts keep their channels last (`[N, C, H, W]` lies as `N, H, W, C`):
+//! contractions over channels then read rows, and channels fill vector lanes whatever the image size.
+//! All other values are row-major, as are inputs, outputs and what the host schedule reads. A
+//! convolutional part is a set of values of one rank that elementwise ops, pads, concats and
+//! resizing tie to an operand or result of a convolution or a spatial window.
+
+use crate::facts::{Class, class};
+use crate::pull::Home;
+use ir::{Graph, Layout, Prim, ValueId};
+use petgraph::unionfind::UnionFind;
+use std::collections::HashMap;
+
+/// Layouts other than row-major, by value. `exact`: values that must be row-major.
+pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> HashMap<ValueId, Layout> {
+    let n = graph.value_count();
+    let mut parts = UnionFind::<usize>::new(n);
+    let mut seeds = Vec::new();
+    let rank = |v: ValueId| graph[v].ty.rank();
+    for (_, op) in graph.ops() {
+        let Some(&result) = op.results.first() else { continue };
+        match &op.prim {
+            Prim::Convolve { .. } => {
+                seeds.push(result);
+                seeds.extend(op.operands.first());
+            }
+            // windows over all but batch and channels
+            Prim::WindowReduce { window, .. } if window.len() + 2 == rank(result) => {
+                seeds.push(result);
+                seeds.extend(op.operands.first());
+                parts.union(result.index(), op.operands[0].index());
+            }
+            p if ties(p) => {
+                for &x in &op.operands {
+                    if rank(x) == rank(result) {
+                        parts.union(result.index(), x.index());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut convolutional = vec![false; n];
+    for v in seeds {
+        convolutional[parts.find(v.index())] = true;
+    }
+    let mut layouts = HashMap::new();
+    for (_, op) in graph.ops() {
+        for &v in &op.results {
+            let rank = rank(v);
+            let home = homes.contains_key(&v);
+            if (3..=5).contains(&rank)
+                && convolutional[parts.find(v.index())]
+                && !exact[v.index()]
+                && !home
+                && !matches!(class(&op.prim), Class::Const | Class::Host)
+            {
+                layouts.insert(v, channels_last(rank));
+            }
+        }
+    }
+    layouts
+}
+
+/// `[0, 2, .., rank - 1, 1]`.
+pub fn channels_last(rank: usize) -> Layout {
+    let order: Vec<usize> = [0].into_iter().chain(2..rank).chain([1]).collect();
+    Layout::permuted(&order)
+}
+
+/// Ops whose operands had better lie as their results do.
+fn ties(prim: &Prim) -> bool {
+    match prim {
+        Prim::Pad { .. } | Prim::Concat { .. } | Prim::Slice { .. } | Prim::UpdateSlice { .. } => true,
+        // resizing by lookup keeps the rank
+        Prim::Gather { axis } => *axis >= 2,
+        Prim::Broadcast { .. } => true,
+        p => class(p) == Class::Elementwise,
+    }
+}
