@@ -11,7 +11,7 @@
 //! lanes L = `TargetDesc::lanes(4)`, whatever their element type: 64-bit elements take two registers, which LLVM
 //! splits itself and an emitter of 128-bit code splits. Value types are `i32 u32 i64 u64 f32 f64 bool`; a bool
 //! vector is a mask. `u32` and `u64` are registers on which division, remainder, right shift, comparison, min, max and
-//! conversion are unsigned.
+//! conversion are unsigned. Local arrays, symbols and buffers are those of the tile form, in the same order.
 //!
 //! **Instructions that occur** (operands of element-wise ones have the type of the result unless said otherwise). They mean
 //! what `ir::prim` says, for every operand value: division by 0 gives 0, shifts by the width or more give 0, and so on.

@@ -1,7 +1,7 @@
 //! The walk over a function: each tile becomes the list of its registers.
 
 use super::Options;
-use super::math::{Math, Scratch};
+use super::math::Math;
 use super::narrow::{self, register};
 use crate::Fault;
 use crate::error::Emit;
@@ -35,7 +35,6 @@ pub struct Legaliser<'a> {
     /// Lanes of every vector.
     pub lanes: u32,
     tiles: Vec<Option<Tile>>,
-    scratch: Scratch,
 }
 
 impl<'a> Legaliser<'a> {
@@ -47,7 +46,6 @@ impl<'a> Legaliser<'a> {
             b: LoopBuilder::new(func.name.clone()),
             lanes: target.lanes(4).max(2),
             tiles: vec![None; func.types.len()],
-            scratch: Scratch::default(),
         }
     }
 
@@ -348,14 +346,13 @@ impl<'a> Legaliser<'a> {
 
     fn unary(&mut self, dtype: DType, op: UnaryOp, v: Val) -> Emit<Tile> {
         let fma = self.target.has_fma;
-        let mut scratch = self.scratch;
         let (float, bool) = (dtype.is_float(), dtype == DType::Bool);
         use UnaryOp as U;
         let tile = match op {
             U::Not if float => return Err(Fault::invalid("`not` of floats")),
             U::Not => self.map(v, |b, x| b.not(x))?,
             _ if float => self.map(v, |b, x| {
-                let expanded = Math { b, fma, scratch: &mut scratch }.unary(op, x);
+                let expanded = Math { b, fma }.unary(op, x);
                 expanded.unwrap_or_else(|| b.unary(op, x))
             })?,
             _ if bool => return Err(Fault::invalid(format!("{} of bool", op.name()))),
@@ -372,7 +369,6 @@ impl<'a> Legaliser<'a> {
             U::Floor | U::Ceil | U::Trunc | U::RoundEven => return Ok(self.tile(v)?.clone()),
             _ => return Err(Fault::invalid(format!("{} of {dtype}", op.name()))),
         };
-        self.scratch = scratch;
         let exact = float && matches!(op, U::Neg | U::Abs | U::Floor | U::Ceil | U::Trunc | U::RoundEven);
         Ok(if exact { tile } else { self.loosen(dtype, tile) })
     }
@@ -395,17 +391,10 @@ impl<'a> Legaliser<'a> {
             }
             B::And | B::Or | B::Xor | B::Shl | B::Shr if float => return invalid(),
             B::Atan2 if !float => return invalid(),
-            B::Rem if float => {
-                self.map2(operands, |b, x, y| Math { b, fma, scratch: &mut Scratch::default() }.rem(x, y))?
-            }
-            B::Pow if float => {
-                self.map2(operands, |b, x, y| Math { b, fma, scratch: &mut Scratch::default() }.pow(x, y))?
-            }
-            B::Pow => self
-                .map2(operands, |b, x, y| Math { b, fma, scratch: &mut Scratch::default() }.int_pow(x, y))?,
-            B::Atan2 => {
-                self.map2(operands, |b, x, y| Math { b, fma, scratch: &mut Scratch::default() }.atan2(x, y))?
-            }
+            B::Rem if float => self.map2(operands, |b, x, y| Math { b, fma }.rem(x, y))?,
+            B::Pow if float => self.map2(operands, |b, x, y| Math { b, fma }.pow(x, y))?,
+            B::Pow => self.map2(operands, |b, x, y| Math { b, fma }.int_pow(x, y))?,
+            B::Atan2 => self.map2(operands, |b, x, y| Math { b, fma }.atan2(x, y))?,
             B::Min | B::Max | B::And | B::Or | B::Xor => {
                 return self.map2(operands, |b, x, y| b.binary(op, x, y));
             }
@@ -438,7 +427,7 @@ impl<'a> Legaliser<'a> {
                     if b.ty(x).is_scalar() || b.as_const(y).is_some() {
                         return b.binary(op, x, y);
                     }
-                    let q = Math { b, fma, scratch: &mut Scratch::default() }.int_div_by_float(x, y);
+                    let q = Math { b, fma }.int_div_by_float(x, y);
                     if op == B::Div {
                         return q;
                     }

@@ -3,7 +3,7 @@
 //! Polynomials and rationals are minimax fits of ours (Remez exchange; weighted least squares for the
 //! rationals); argument reductions are the textbook ones (Cody and Waite, Payne and Hanek; see Muller,
 //! *Elementary Functions*). No library call, no table in memory, no branch but the reduction of huge
-//! arguments of sin, cos and tan (lane by lane, through a local array), and the loop of a float remainder.
+//! arguments of sin, cos and tan (lane by lane), and the loop of a float remainder.
 //!
 //! Largest error in units of the last place, with fused multiply-add (without: erf 4.4 in f32,
 //! up to one more in f64), measured by `tests::ulp_table` against f64 (f32) and against the platform's libm
@@ -35,37 +35,17 @@ mod trig;
 #[cfg(test)]
 mod tests;
 
+use ir::DType;
 use ir::dtype::Scalar;
-use ir::loops::{Mem, Space, Ty, Val};
+use ir::loops::{Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
-use ir::{DType, Dim};
 
 /// Builds expansions at the end of the builder's open block.
 pub struct Math<'a> {
     pub b: &'a mut LoopBuilder,
     /// Fused multiply-add exists.
     pub fma: bool,
-    pub scratch: &'a mut Scratch,
-}
-
-/// Local arrays that expansions of one function share.
-#[derive(Clone, Copy, Default)]
-pub struct Scratch {
-    /// For arguments of f32 and of f64, and for quadrants.
-    lanes: [Option<Mem>; 3],
-}
-
-impl Scratch {
-    /// One element of the type of `ty` and one i32 for each lane.
-    fn lanes(&mut self, b: &mut LoopBuilder, ty: Ty) -> (Mem, Mem) {
-        let mut get = |i: usize, dtype: DType| {
-            let new = || b.local(dtype, Dim::from(i64::from(ty.cols)), Space::Scratch);
-            *self.lanes[i].get_or_insert_with(new)
-        };
-        let quadrants = get(2, DType::I32);
-        (get(usize::from(ty.dtype == DType::F64), ty.dtype), quadrants)
-    }
 }
 
 impl Math<'_> {

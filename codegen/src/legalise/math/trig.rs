@@ -3,7 +3,7 @@
 use super::Math;
 use ir::DType;
 use ir::loops::Val;
-use ir::prim::{BinaryOp, CmpOp};
+use ir::prim::{BinaryOp, CmpOp, Monoid};
 use std::f64::consts::FRAC_PI_2;
 
 /// (sin(r) / r - 1) / z in z = r^2 for |r| <= pi / 4; relative error of sin 5e-12 and 2e-21.
@@ -112,19 +112,19 @@ impl Math<'_> {
         if ty.is_scalar() {
             return self.reduce_large(x, wide);
         }
-        let (args, quadrants) = self.scratch.lanes(self.b, ty);
-        let zero = self.b.index(0);
-        let (ax, aq) = (self.b.addr(args, zero, 0), self.b.addr(quadrants, zero, 0));
-        self.b.store(ax, x);
-        let lanes = self.b.index(ty.cols.into());
-        let (lane, _) = self.b.open_for(zero, lanes, 1, &[]);
-        let (ax1, aq1) = (self.b.addr(args, lane, 0), self.b.addr(quadrants, lane, 0));
-        let x1 = self.b.load(ax1, 1, 1);
+        let int = ty.with(DType::I32);
+        let (r0, q0) = (self.b.zero(ty), self.b.zero(int));
+        let (lo, hi) = (self.b.index(0), self.b.index(ty.cols.into()));
+        let (lane, carried) = self.b.open_for(lo, hi, 1, &[r0, q0]);
+        let lane = self.convert(DType::I32, lane);
+        let iota = self.b.iota(int, true);
+        let here = self.cmp(CmpOp::Eq, iota, lane);
+        let alone = self.sel(here, x, r0);
+        let x1 = self.b.reduce_cols(Monoid::Sum, alone);
         let (r1, q1) = self.reduce_large(x1, wide);
-        self.b.store(ax1, r1);
-        self.b.store(aq1, q1);
-        self.b.close_for(&[]);
-        (self.b.load(ax, 1, ty.cols), self.b.load(aq, 1, ty.cols))
+        let next = [self.sel(here, r1, carried[0]), self.sel(here, q1, carried[1])];
+        let out = self.b.close_for(&next);
+        (out[0], out[1])
     }
 
     /// Payne and Hanek: the bits of 2 / pi that matter for the exponent of x, times its mantissa, give
