@@ -75,7 +75,8 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
             let cx = pipeline::Cx { target: &target, options: &options };
             let mut state = pipeline::State::Graph(parse(text)?);
             for name in names.split(',') {
-                let pass = pipeline::PASSES.iter().find(|p| p.name == name).ok_or(format!("no pass {name}"))?;
+                let pass =
+                    pipeline::PASSES.iter().find(|p| p.name == name).ok_or(format!("no pass {name}"))?;
                 state = (pass.run)(state, &cx).map_err(|e| e.to_string())?;
             }
             match state {
