@@ -36,18 +36,23 @@ fn structure(v: &CaseValue) -> Structure {
     }
 }
 
-/// Imports a case: as it is, then with small integer inputs as constants, then with all small inputs.
+/// Imports a case: as it is, then with the shapes of its inputs, with small integer inputs as constants, and with all small inputs.
 fn import(case: &Case, set: &DataSet) -> Result<Imported, Vec<Diagnostic>> {
     let mut opts = ImportOptions {
         structures: set.inputs.iter().map(|(n, v)| (n.clone(), structure(v))).collect(),
         ..Default::default()
     };
-    let mut first = None;
-    for pass in 0..3 {
+    let mut first: Option<Vec<Diagnostic>> = None;
+    for pass in 0..4 {
         for (name, v) in &set.inputs {
+            if pass == 1
+                && let CaseValue::Tensor(t) = v
+            {
+                opts.shapes.insert(name.clone(), t.shape.iter().map(|&d| d as i64).collect());
+            }
             if let CaseValue::Tensor(t) = v
                 && t.elems() <= 64
-                && (pass == 1 && !t.dtype.is_float() || pass == 2)
+                && (pass == 2 && !t.dtype.is_float() || pass == 3)
             {
                 opts.constants.insert(name.clone(), t.clone());
             }
@@ -55,9 +60,9 @@ fn import(case: &Case, set: &DataSet) -> Result<Imported, Vec<Diagnostic>> {
         match frontend::load(&case.model, &opts) {
             Ok(m) => return Ok(m),
             Err(e) => {
-                let retry = e.iter().any(|d| d.code == Code::Dynamic);
-                first.get_or_insert(e);
-                if !retry {
+                // a branch that is never taken may be wrong for one shape: only the first attempt decides
+                let first = first.get_or_insert(e);
+                if !first.iter().any(|d| d.code == Code::Dynamic) {
                     break;
                 }
             }

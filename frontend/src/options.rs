@@ -22,6 +22,8 @@ pub enum Structure {
 pub struct ImportOptions {
     /// Fixes named dimensions (`dim_param`) to sizes.
     pub dims: BTreeMap<String, i64>,
+    /// Fixes the whole shape of inputs, by input name.
+    pub shapes: BTreeMap<String, Vec<i64>>,
     /// Inclusive ranges of symbolic dimensions, by name. Unnamed ones are called after the input: `x_0`.
     pub dim_ranges: BTreeMap<String, (i64, i64)>,
     /// Smallest size of a symbolic dimension without a range. With 0, empty inputs are accepted, and
@@ -49,6 +51,7 @@ impl Default for ImportOptions {
     fn default() -> Self {
         ImportOptions {
             dims: BTreeMap::new(),
+            shapes: BTreeMap::new(),
             dim_ranges: BTreeMap::new(),
             smallest_dim: 1,
             structures: BTreeMap::new(),

@@ -185,10 +185,13 @@ impl<'m> Importer<'m> {
         match (&ty.value, structure) {
             (Some(type_proto::Value::TensorType(t)), _) => {
                 let dtype = dtype_of(t.elem_type).map_err(at)?;
-                let shape = match (&t.shape.0, structure) {
-                    (Some(s), _) => self.dims(b, name, &s.dim).map_err(at)?,
-                    (None, Some(Structure::Tensor { rank })) => fresh_dims(b, self.opts, name, *rank),
-                    (None, _) => {
+                let shape = match (&t.shape.0, structure, self.opts.shapes.get(name)) {
+                    (declared, _, Some(dims)) => {
+                        fixed_shape(dims, declared.as_ref().map(|s| s.dim.as_slice())).map_err(at)?
+                    }
+                    (Some(s), ..) => self.dims(b, name, &s.dim).map_err(at)?,
+                    (None, Some(Structure::Tensor { rank }), _) => fresh_dims(b, self.opts, name, *rank),
+                    (None, ..) => {
                         return Err(at(Diagnostic::unsupported(Code::Dynamic, "the model does not say its rank")
                             .hint("export the model with input shapes; dimensions may be symbolic, the rank may not")));
                     }
@@ -601,6 +604,22 @@ impl<'m> Importer<'m> {
 
 fn fresh_dims(b: &mut Builder, opts: &ImportOptions, name: &str, rank: usize) -> Vec<Dim> {
     (0..rank).map(|i| fresh_dim(b, opts, name, i)).collect()
+}
+
+/// The shape that the options give an input, checked against what the model declares.
+fn fixed_shape(
+    dims: &[i64],
+    declared: Option<&[onnx_protobuf::tensor_shape_proto::Dimension]>,
+) -> Result<Vec<Dim>, Diagnostic> {
+    let contradicts = |(d, n): (&onnx_protobuf::tensor_shape_proto::Dimension, &i64)| matches!(d.value, Some(dimension::Value::DimValue(v)) if v >= 0 && v != *n);
+    let wrong = declared.is_some_and(|d| d.len() != dims.len() || d.iter().zip(dims).any(contradicts));
+    if wrong || dims.iter().any(|n| !(0..=Dim::LIMIT).contains(n)) {
+        return Err(Diagnostic::invalid(
+            Code::Shape,
+            format!("the model does not accept the shape {dims:?}"),
+        ));
+    }
+    Ok(dims.iter().map(|&n| Dim::from(n)).collect())
 }
 
 /// An input with a known value: the input stays, its users see a constant.

@@ -18,6 +18,7 @@ mod elementwise;
 mod gather;
 mod movement;
 mod image;
+mod legacy;
 mod linalg;
 mod linear_attention;
 mod loss;
@@ -25,6 +26,7 @@ mod microsoft;
 mod ml;
 mod narrow;
 mod norm;
+mod optional;
 mod pool;
 mod qlinear;
 mod quant;
@@ -68,6 +70,7 @@ static THEMES: &[&[Op]] = &[
     elementwise::OPS,
     gather::OPS,
     image::OPS,
+    legacy::OPS,
     linalg::OPS,
     linear_attention::OPS,
     loss::OPS,
@@ -75,6 +78,7 @@ static THEMES: &[&[Op]] = &[
     ml::OPS,
     movement::OPS,
     norm::OPS,
+    optional::OPS,
     pool::OPS,
     qlinear::OPS,
     quant::OPS,
