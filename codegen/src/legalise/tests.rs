@@ -42,10 +42,13 @@ fn check(f: &Func, bufs: &[Vec<u8>], what: &str) {
 }
 
 fn check_with(f: &Func, bufs: &[Vec<u8>], what: &str, options: Options) {
+    ir::verify::loops::verify(f).unwrap_or_else(|e| panic!("{what}: {e}"));
     let mut want = bufs.to_vec();
     let status = execute(f, &mut want, &[], 0, 2).unwrap();
     for t in targets() {
         let m = legalise_with(f, &t, options).unwrap();
+        ir::verify::loops::verify(&m).unwrap_or_else(|e| panic!("{what}: {e}\n{m}"));
+        assert_eq!(ir::text::loops::parse(&m.to_string()).as_ref(), Ok(&m), "{what}");
         let mut got = bufs.to_vec();
         assert_eq!(execute(&m, &mut got, &[], 0, 2).unwrap(), status, "{what} {}", t.vector_bits);
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {

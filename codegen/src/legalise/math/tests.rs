@@ -58,6 +58,7 @@ fn bytes(dtype: DType, xs: &[f64]) -> Vec<u8> {
 
 fn run(func: &Func, target: &TargetDesc, dtype: DType, x: &[f64], y: &[f64]) -> Vec<f64> {
     let machine = legalise(func, target).unwrap();
+    ir::verify::loops::verify(&machine).unwrap();
     let mut bufs = [bytes(dtype, x), bytes(dtype, y), vec![0; x.len() * dtype.bytes()]];
     let rows = x.len() as i64 / WIDTH;
     assert_eq!(execute(&machine, &mut bufs, &[rows], 0, rows).unwrap(), Status::Ok);
