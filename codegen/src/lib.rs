@@ -7,6 +7,7 @@
 mod entry;
 mod error;
 mod object_check;
+mod order;
 pub mod program;
 pub mod legalise;
 pub mod target;

@@ -8,6 +8,7 @@ mod vals;
 
 use crate::error::Emit;
 use crate::object_check::check_self_contained;
+use crate::order::by_demand;
 use crate::{Backend, CodegenError, CompiledFunc, Fault, target};
 use cranelift_codegen::Context;
 use cranelift_codegen::isa::OwnedTargetIsa;
@@ -65,7 +66,7 @@ impl Cranelift {
 
     fn build(&self, func: &Func, work: &mut Workspace) -> Emit<Context> {
         let mut context = Context::new();
-        func::emit(&*self.isa, func, &mut context.func, &mut work.builder)?;
+        func::emit(&*self.isa, &by_demand(func), &mut context.func, &mut work.builder)?;
         Ok(context)
     }
 
