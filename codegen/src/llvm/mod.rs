@@ -10,6 +10,7 @@ mod mem;
 
 use crate::error::Emit;
 use crate::object_check::check_self_contained;
+use crate::order::by_demand;
 use crate::{Backend, CodegenError, CompiledFunc, Fault, target};
 use inkwell::OptimizationLevel;
 use inkwell::context::Context;
@@ -115,7 +116,7 @@ fn module<'ctx>(
     let module = context.create_module(&func.name);
     module.set_triple(&machine.triple);
     module.set_data_layout(&machine.machine.get_target_data().get_data_layout());
-    func::emit(context, &module, desc, func)?;
+    func::emit(context, &module, desc, &by_demand(func))?;
     if cfg!(debug_assertions) {
         module.verify().map_err(|e| Fault::emitter(format!("{}\n{}", e, module.to_string())))?;
     }
