@@ -29,7 +29,10 @@ unsafe impl Sync for Region {}
 impl Region {
     pub const fn empty() -> Region {
         // a dangling pointer, aligned to 64 bytes as every buffer's start must be
-        Region { ptr: NonNull::without_provenance(std::num::NonZeroUsize::new(ALIGN).expect("not zero")), len: 0 }
+        Region {
+            ptr: NonNull::without_provenance(std::num::NonZeroUsize::new(ALIGN).expect("not zero")),
+            len: 0,
+        }
     }
 
     pub fn with_len(len: usize) -> Result<Region> {
@@ -130,7 +133,7 @@ mod tests {
         unsafe { *r.as_ptr().add(99) = 7 };
         for len in [5000, 3 << 20, 9 << 20] {
             assert!(r.grow(len).unwrap());
-            assert!(r.len() >= len && r.as_ptr() as usize % ALIGN == 0);
+            assert!(r.len() >= len && (r.as_ptr() as usize).is_multiple_of(ALIGN));
             // SAFETY: within the region.
             unsafe {
                 assert_eq!(*r.as_ptr().add(99), 7);

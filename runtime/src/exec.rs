@@ -166,7 +166,7 @@ impl<'m> Executor<'m> {
                 return Err(self.input_error(i, view));
             }
             let at = view.data.as_ptr();
-            let ptr = if at as usize % ALIGN == 0 {
+            let ptr = if (at as usize).is_multiple_of(ALIGN) {
                 at.cast_mut()
             } else {
                 self.state.staged[i].grow(view.data.len().max(1))?;

@@ -17,9 +17,10 @@ pub(crate) fn call(func: HostFnDef, args: &HostArgs<'_, '_>) -> Result<HostResul
             let scores = floats(args.bytes(1));
             let shape = args.shape(1)?;
             let [batches, classes, n] = shape[..] else { return Ok(empty()) };
-            let max = args.bytes(2).get(..8).map_or(0, |b| {
-                i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
-            });
+            let max = args
+                .bytes(2)
+                .get(..8)
+                .map_or(0, |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
             let iou = floats(args.bytes(3)).first().copied().unwrap_or(0.0);
             let threshold = floats(args.bytes(4)).first().copied();
             let max = usize::try_from(max).unwrap_or(0);
@@ -107,8 +108,8 @@ mod tests {
     #[test]
     fn suppresses_overlaps() {
         let boxes = [
-            0.0, 0.0, 1.0, 1.0, 0.0, 0.1, 1.0, 1.1, 0.0, -0.1, 1.0, 0.9, 0.0, 10.0, 1.0, 11.0, 0.0, 10.1, 1.0, 11.1,
-            0.0, 100.0, 1.0, 101.0,
+            0.0, 0.0, 1.0, 1.0, 0.0, 0.1, 1.0, 1.1, 0.0, -0.1, 1.0, 0.9, 0.0, 10.0, 1.0, 11.0, 0.0, 10.1,
+            1.0, 11.1, 0.0, 100.0, 1.0, 101.0,
         ];
         let scores = [0.9, 0.75, 0.6, 0.95, 0.5, 0.3];
         assert_eq!(suppress(&boxes, &scores, 3, 0.5, Some(0.0), false), [3, 0, 5]);

@@ -1,8 +1,8 @@
 //! A loaded program: machine code, constants and initialised weights, shared by all contexts.
 
 use crate::arena::{ALIGN, Region};
-use crate::exec::Executor;
 use crate::error::{Result, RunError};
+use crate::exec::Executor;
 use crate::loader::CodeImage;
 use crate::pool::Pool;
 use format::abi::KernelFn;
@@ -73,7 +73,7 @@ impl Model {
                 None => std::ptr::null_mut(),
                 Some(blob) => {
                     let bytes = blob.bytes();
-                    if bytes.as_ptr() as usize % ALIGN == 0 {
+                    if (bytes.as_ptr() as usize).is_multiple_of(ALIGN) {
                         bytes.as_ptr().cast_mut()
                     } else {
                         let r = Region::with_len(bytes.len())?;

@@ -70,7 +70,9 @@ impl Pool {
         for i in 1..threads {
             let shared = shared.clone();
             // a system that refuses threads leaves a smaller pool, which is still correct
-            if let Ok(h) = thread::Builder::new().name(format!("ks-worker-{i}")).spawn(move || work(&shared, i)) {
+            if let Ok(h) =
+                thread::Builder::new().name(format!("ks-worker-{i}")).spawn(move || work(&shared, i))
+            {
                 handles.push(h);
             } else {
                 break;
@@ -135,7 +137,7 @@ impl Drop for Wait<'_> {
         self.0.state.fetch_and(!OPEN, Ordering::SeqCst);
         while self.0.state.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
-            if spins % 4096 == 0 {
+            if spins.is_multiple_of(4096) {
                 thread::yield_now();
             } else {
                 std::hint::spin_loop();
