@@ -194,11 +194,14 @@ impl Dim {
         if changed { sum.split_multiple(by).1.without_multiples(by, facts) } else { sum }
     }
 
-    /// Replaces `n * floor(x / n) + x mod n` by `x`.
+    /// Replaces `n * floor(x / n) + x mod n` by `x`, and `min(x, y) + max(x, y)` by `x + y`.
     pub(super) fn recombined(self) -> Dim {
-        let is_mod = |a: &Atom| matches!(a, Atom::Mod(..));
-        if self.terms().len() < 2 || !self.terms().iter().flat_map(|t| &t.0).any(is_mod) {
+        let is_part = |a: &Atom| matches!(a, Atom::Mod(..) | Atom::Min(..));
+        if self.terms().len() < 2 || !self.terms().iter().flat_map(|t| &t.0).any(is_part) {
             return self;
+        }
+        if let Some(sum) = self.without_extremes() {
+            return sum;
         }
         for (atoms, c) in self.terms() {
             for (i, a) in atoms.iter().enumerate() {
@@ -220,6 +223,32 @@ impl Dim {
             }
         }
         self
+    }
+
+    /// With one pair of a minimum and the maximum of the same operands replaced by their sum.
+    fn without_extremes(&self) -> Option<Dim> {
+        for (atoms, c) in self.terms() {
+            for (i, a) in atoms.iter().enumerate() {
+                let Atom::Min(x, y) = a else { continue };
+                let mut others = atoms.clone();
+                others.remove(i);
+                let mut partner = others.clone();
+                partner.push(Atom::Max(x.clone(), y.clone()));
+                partner.sort();
+                let Some(d) = self.terms().iter().find(|t| t.0 == partner).map(|t| t.1) else { continue };
+                if (*c > 0) != (d > 0) {
+                    continue;
+                }
+                let k = if c.unsigned_abs() < d.unsigned_abs() { *c } else { d };
+                let left = self.terms().iter().map(|(t, n)| {
+                    let taken = if t == atoms || *t == partner { k } else { 0 };
+                    (t.clone(), *n as i128 - taken as i128)
+                });
+                let left = Dim::from_terms(left.collect::<Vec<_>>());
+                return Some(left + Dim::from_terms([(others, k as i128)]) * (&**x + &**y));
+            }
+        }
+        None
     }
 }
 
