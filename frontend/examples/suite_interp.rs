@@ -1,10 +1,10 @@
 //! Runs conformance cases through the importer and the reference interpreter: what is wrong here is
 //! wrong before any compiler is involved.
 //!
-//!     cargo run -p kernelsmith-frontend --example suite_interp -- DIR [FILTER] [--failures] [--models]
+//!     cargo run -p kernelsmith-frontend --example suite_interp -- DIR [FILTER] [--failures] [--models] [--symbolic]
 //!
 //! DIR holds case directories at any depth; FILTER is a part of their path. With `--models`, every
-//! `.onnx` file is imported and nothing is run.
+//! `.onnx` file is imported and nothing is run. With `--symbolic`, the fixed sizes of inputs are forgotten.
 
 use kernelsmith_frontend as frontend;
 
@@ -37,15 +37,21 @@ fn structure(v: &CaseValue) -> Structure {
 }
 
 /// Imports a case: as it is, then with the shapes of its inputs, with small integer inputs as constants, and with all small inputs.
-fn import(case: &Case, set: &DataSet) -> Result<Imported, Vec<Diagnostic>> {
+fn import(case: &Case, set: &DataSet, symbolic: bool) -> Result<Imported, Vec<Diagnostic>> {
     let mut opts = ImportOptions {
         structures: set.inputs.iter().map(|(n, v)| (n.clone(), structure(v))).collect(),
         ..Default::default()
     };
+    if symbolic {
+        let empty = |v: &CaseValue| matches!(v, CaseValue::Tensor(t) if t.shape.contains(&0));
+        opts.all_dims_symbolic = true;
+        opts.smallest_dim = i64::from(!set.inputs.iter().any(|(_, v)| empty(v)));
+    }
     let mut first: Option<Vec<Diagnostic>> = None;
     for pass in 0..4 {
         for (name, v) in &set.inputs {
             if pass == 1
+                && !symbolic
                 && let CaseValue::Tensor(t) = v
             {
                 opts.shapes.insert(name.clone(), t.shape.iter().map(|&d| d as i64).collect());
@@ -99,13 +105,13 @@ fn rebuild(p: &Port, tensors: &mut impl Iterator<Item = Tensor>) -> Option<CaseV
     })
 }
 
-fn run(dir: &Path) -> (&'static str, String) {
+fn run(dir: &Path, symbolic: bool) -> (&'static str, String) {
     let case = match cases::load(dir) {
         Ok(c) => c,
         Err(e) => return ("error", format!("case: {e}")),
     };
     for set in &case.sets {
-        let m = match import(&case, set) {
+        let m = match import(&case, set, symbolic) {
             Ok(m) => m,
             Err(problems) => {
                 let status = if problems.iter().all(|p| p.kind == Kind::Unsupported) {
@@ -143,12 +149,13 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&String> = args.iter().filter(|a| !a.starts_with("--")).collect();
     let Some(root) = words.first() else {
-        eprintln!("usage: suite_interp DIR [FILTER] [--failures] [--models]");
+        eprintln!("usage: suite_interp DIR [FILTER] [--failures] [--models] [--symbolic]");
         std::process::exit(2);
     };
     let filter = words.get(1).map_or("", |s| s.as_str());
     let flag = |f: &str| args.iter().any(|a| a == f);
     let (models, failures) = (flag("--models"), flag("--failures"));
+    let symbolic = flag("--symbolic");
     let mut found = Vec::new();
     if models {
         find(Path::new(root), &|p| p.extension().is_some_and(|e| e == "onnx"), &mut found);
@@ -160,7 +167,7 @@ fn main() {
     }
     let mut totals: BTreeMap<&str, usize> = BTreeMap::new();
     for dir in found.iter().filter(|d| d.to_string_lossy().contains(filter)) {
-        let (status, detail) = std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir) })
+        let (status, detail) = std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir, symbolic) })
             .unwrap_or_else(|e| {
                 let text = e
                     .downcast_ref::<String>()

@@ -24,6 +24,8 @@ pub struct ImportOptions {
     pub dims: BTreeMap<String, i64>,
     /// Fixes the whole shape of inputs, by input name.
     pub shapes: BTreeMap<String, Vec<i64>>,
+    /// Forgets the sizes that the model fixes for its inputs: for tests of what does not depend on them.
+    pub all_dims_symbolic: bool,
     /// Inclusive ranges of symbolic dimensions, by name. Unnamed ones are called after the input: `x_0`.
     pub dim_ranges: BTreeMap<String, (i64, i64)>,
     /// Smallest size of a symbolic dimension without a range. With 0, empty inputs are accepted, and
@@ -52,6 +54,7 @@ impl Default for ImportOptions {
         ImportOptions {
             dims: BTreeMap::new(),
             shapes: BTreeMap::new(),
+            all_dims_symbolic: false,
             dim_ranges: BTreeMap::new(),
             smallest_dim: 1,
             structures: BTreeMap::new(),

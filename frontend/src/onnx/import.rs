@@ -245,6 +245,9 @@ impl<'m> Importer<'m> {
         let mut out = Vec::with_capacity(dims.len());
         for (i, d) in dims.iter().enumerate() {
             out.push(match &d.value {
+                Some(dimension::Value::DimValue(0..)) if self.opts.all_dims_symbolic => {
+                    fresh_dim(b, self.opts, name, i)
+                }
                 Some(dimension::Value::DimValue(n)) if (0..=Dim::LIMIT).contains(n) => Dim::from(*n),
                 // some exporters write -1 for a dimension they do not know
                 Some(dimension::Value::DimValue(-1)) | None => fresh_dim(b, self.opts, name, i),
