@@ -214,6 +214,8 @@ fn grid_sample(cx: &mut NodeCx) -> OpResult {
         }
         match padding {
             Padding::Zeros => {}
+            // the four elements of a cubic are limited one by one
+            Padding::Border if mode == "cubic" => {}
             Padding::Border => p = b.clamp(p, zero, last)?,
             Padding::Reflection => {
                 let (below, above) = (b.lt(p, borders.0)?, b.gt(p, borders.1)?);

@@ -314,10 +314,12 @@ fn normalizer(cx: &mut NodeCx) -> OpResult {
     let x = rows(cx)?;
     let kind = cx.string("norm", "MAX")?;
     let b = &mut *cx.b;
-    let a = b.abs(x)?;
     let norm = match kind {
-        "MAX" => b.reduce_max(a, &[1], true)?,
-        "L1" => b.reduce_sum(a, &[1], true)?,
+        "MAX" => b.reduce_max(x, &[1], true)?,
+        "L1" => {
+            let a = b.abs(x)?;
+            b.reduce_sum(a, &[1], true)?
+        }
         "L2" => {
             let sq = b.mul(x, x)?;
             let s = b.reduce_sum(sq, &[1], true)?;
@@ -325,8 +327,10 @@ fn normalizer(cx: &mut NodeCx) -> OpResult {
         }
         other => return Err(bad(format!("norm {other:?}"))),
     };
-    let least = b.scalar(b.dtype(x), 1e-30)?;
-    let norm = b.max(norm, least)?;
+    // a norm of 0 leaves the row as it is
+    let (zero, one) = (b.scalar(b.dtype(x), 0.0)?, b.scalar(b.dtype(x), 1.0)?);
+    let none = b.eq(norm, zero)?;
+    let norm = b.select(none, one, norm)?;
     Ok(b.div(x, norm)?.into())
 }
 

@@ -364,6 +364,12 @@ fn regressor(cx: &mut NodeCx) -> OpResult {
     Ok(cx.b.convert(y, DType::F32)?.into())
 }
 
+/// The forest with 1 for every weight: which targets a leaf says anything about.
+fn touched(forest: &Forest) -> Forest {
+    let weights = forest.weights.iter().map(|w| (w.0, w.1, 1.0)).collect();
+    Forest { nodes: forest.nodes.clone(), roots: forest.roots.clone(), weights }
+}
+
 /// (labels, scores). With two labels and weights for the first class only, that score is the one of the
 /// second label: as a probability where all weights are positive, else as a logit.
 fn classifier(cx: &mut NodeCx) -> OpResult {
@@ -375,35 +381,39 @@ fn classifier(cx: &mut NodeCx) -> OpResult {
     let transform = cx.string("post_transform", "NONE")?;
     let scores = forest.evaluate(cx, x, classes, Aggregate::Sum)?;
     let binary = classes == 2 && forest.weights.iter().all(|w| w.1 == 0);
+    let positive = forest.weights.iter().all(|w| w.2 >= 0.0);
     if !binary {
         let scores = add_base(cx, scores, &base)?;
-        let best = cx.b.arg_reduce(scores, true, 1, false)?;
+        let mut ranked = scores;
+        if !positive && base.is_empty() {
+            // a class without any weight is not chosen, though its score of 0 may be the largest
+            let said = touched(&forest).evaluate(cx, x, classes, Aggregate::Max)?;
+            let b = &mut *cx.b;
+            let (zero, least) = (b.scalar(b.dtype(said), 0.0)?, b.scalar(b.dtype(said), f64::NEG_INFINITY)?);
+            let said = b.gt(said, zero)?;
+            ranked = b.select(said, scores, least)?;
+        }
+        let best = cx.b.arg_reduce(ranked, true, 1, false)?;
         let label = labels.pick(cx, best)?;
         let y = post_transform(cx.b, scores, transform)?;
         let y = cx.b.convert(y, DType::F32)?;
         return Ok([label, y].into());
     }
-    let one = Dim::from(1);
-    let mut s = cx.b.slice_axis(scores, 1, &Dim::from(0), &one)?;
+    let mut s = cx.b.slice_axis(scores, 1, &Dim::from(0), &Dim::from(1))?;
     if let Some(&last) = base.last() {
         s = cx.b.add_scalar(s, last)?;
     }
-    let positive = forest.weights.iter().all(|w| w.2 >= 0.0);
     let limit = cx.b.scalar(cx.b.dtype(s), if positive { 0.5 } else { 0.0 })?;
     let second = cx.b.gt(s, limit)?;
     let second = cx.b.convert(second, DType::I64)?;
     let second = cx.b.squeeze(second, &[1])?;
     let label = labels.pick(cx, second)?;
     let b = &mut *cx.b;
-    let y = if positive && base.len() < 2 {
-        let n = b.neg(s)?;
-        let rest = b.add_scalar(n, 1.0)?;
-        b.concat(&[rest, s], 1)?
-    } else {
-        let n = b.neg(s)?;
-        let both = b.concat(&[n, s], 1)?;
-        post_transform(b, both, transform)?
-    };
+    let n = b.neg(s)?;
+    let logits = transform == "LOGISTIC" || base.len() == 2;
+    let first = if positive && !logits { b.add_scalar(n, 1.0)? } else { n };
+    let both = b.concat(&[first, s], 1)?;
+    let y = if logits { post_transform(b, both, transform)? } else { both };
     let y = b.convert(y, DType::F32)?;
     Ok([label, y].into())
 }
