@@ -128,7 +128,8 @@ impl Legaliser<'_> {
                 let x = self.b.load_as(part, scalar);
                 Ok(self.b.splat(x, 1, lanes))
             }
-            (_, None) => {
+            // masks have no lanes to insert; a gather makes them whole
+            (_, None) if reg != DType::Bool => {
                 let mut v = self.b.zero(vector);
                 for lane in 0..width {
                     let part = self.part(a, row, col + lane)?;
@@ -137,7 +138,7 @@ impl Legaliser<'_> {
                 }
                 Ok(v)
             }
-            (_, Some(_)) => {
+            _ => {
                 let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
                 Ok(self.b.gather_as(a.mem, index, mask, vector))
             }
