@@ -162,7 +162,12 @@ impl GraphFacts {
                     _ => {}
                 }
                 if class == Class::Elementwise {
-                    let sum: u32 = op.operands.iter().map(|x| f.weight[x.index()]).sum();
+                    // what others use too is likely to lie in a buffer
+                    let part = |x: &ValueId| {
+                        let w = f.weight[x.index()];
+                        if f.uses[x.index()].len() > 1 { w.min(4) } else { w }
+                    };
+                    let sum: u32 = op.operands.iter().map(part).sum();
                     f.weight[i] = (sum + op_weight(&op.prim)).min(1 << 20);
                 } else if class == Class::View {
                     f.weight[i] = f.weight[op.operands[0].index()];

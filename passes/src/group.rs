@@ -195,8 +195,10 @@ impl Planner<'_> {
             Prim::Pad { lo, hi, .. } if !pieces.is_empty() => {
                 let x = operand(0)?;
                 self.place(id, x, result, lo, &mut items)?;
-                let strips = self.build(id, &[], |b| b.border(result, x, lo, hi))?;
-                items.extend(strips.into_iter().map(Item::Kernel));
+                if lo.iter().chain(hi).any(|d| !d.is_const(0)) {
+                    let border = self.build(id, &[], |b| b.border(result, x, lo, hi))?;
+                    items.push(Item::Kernel(border));
+                }
             }
             Prim::UpdateSlice { start } => {
                 let zeros = vec![ir::Dim::from(0); start.len()];
@@ -250,12 +252,12 @@ impl Planner<'_> {
     }
 
     /// Grows a region from `seeds`, builds its kernels, and demands what they read.
-    fn build<T: Units>(
+    fn build(
         &mut self,
         op: OpId,
         seeds: &[ValueId],
-        f: impl Fn(&Build) -> std::result::Result<T, PullError>,
-    ) -> Result<T> {
+        f: impl Fn(&Build) -> std::result::Result<KernelUnit, PullError>,
+    ) -> Result<KernelUnit> {
         let g = self.unit.graph;
         let mut forced: HashSet<ValueId> = HashSet::new();
         let root_init = g[op].results.iter().all(|v| self.facts.constant[v.index()]);
@@ -273,9 +275,7 @@ impl Planner<'_> {
             };
             match f(&build) {
                 Ok(mut built) => {
-                    for unit in built.units() {
-                        unit.init = root_init;
-                    }
+                    built.init = root_init;
                     // demand the values, not their homes: a home is demanded by its own op
                     let mut read: Vec<ValueId> = Vec::new();
                     for &v in &region {
@@ -470,20 +470,5 @@ impl Planner<'_> {
             Class::Gemm => exclusive && c.level == 0 && !c.no_heavy && !c.no_gemm && !has_gemm,
             _ => false,
         }
-    }
-}
-
-/// One kernel, or several.
-trait Units {
-    fn units(&mut self) -> &mut [KernelUnit];
-}
-impl Units for KernelUnit {
-    fn units(&mut self) -> &mut [KernelUnit] {
-        std::slice::from_mut(self)
-    }
-}
-impl Units for Vec<KernelUnit> {
-    fn units(&mut self) -> &mut [KernelUnit] {
-        self
     }
 }

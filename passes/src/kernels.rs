@@ -149,56 +149,48 @@ impl<'a> Build<'a> {
     }
 
     /// Fills the border that a constant pad puts around its operand: per padded dim a strip before
-    /// and a strip after, within the interior of the dims before it.
-    pub fn border(
-        &self,
-        padded: ValueId,
-        operand: ValueId,
-        lo: &[Dim],
-        hi: &[Dim],
-    ) -> Result<Vec<KernelUnit>> {
+    /// and a strip after, within the interior of the dims before it. Dims before the first padded one
+    /// are the kernel's domain, all others axes of the stores.
+    pub fn border(&self, padded: ValueId, operand: ValueId, lo: &[Dim], hi: &[Dim]) -> Result<KernelUnit> {
         let g = self.unit.graph;
         let (outer, inner) = (&g[padded].ty.shape, &g[operand].ty.shape);
-        let fill = g[self.op].operands.get(1).copied();
-        let mut strips = Vec::new();
-        for d in 0..outer.len() {
+        let is_padded = |d: usize| !lo[d].is_const(0) || !hi[d].is_const(0);
+        let rank = outer.len();
+        let first = (0..rank).find(|&d| is_padded(d)).unwrap_or(rank).min(1);
+        let mut p = self.puller();
+        let (domain, lead) = Self::root_axes(&mut p, &outer[..first]);
+        let value = match g[self.op].operands.get(1) {
+            Some(&f) => p.pull(f, Vec::new())?,
+            None => {
+                let dtype = g[padded].ty.dtype;
+                p.constant(dtype, ir::dtype::Scalar::zero(dtype))
+            }
+        };
+        let mut buf = None;
+        let mut stores = Vec::new();
+        for d in first..rank {
             let begin_hi = &lo[d] + &inner[d];
             for (begin, len) in [(Dim::from(0), &lo[d]), (begin_hi, &hi[d])] {
                 if len.is_const(0) {
                     continue;
                 }
-                let mut p = self.puller();
-                let mut shape = outer[d..].to_vec();
-                shape[0] = len.clone();
-                let shape: Vec<Dim> = inner[..d].iter().cloned().chain(shape).collect();
-                let (domain, mut index) = Self::root_axes(&mut p, &shape);
-                for (i, l) in index.iter_mut().zip(lo).take(d) {
-                    *i = &*i + l;
+                let before = inner[first..d].iter();
+                let shape: Vec<Dim> = before.chain([len]).chain(&outer[d + 1..]).cloned().collect();
+                let (axes, index) = Self::root_axes(&mut p, &shape);
+                let mut index: Vec<Dim> = lead.iter().cloned().chain(index).collect();
+                for e in first..d {
+                    index[e] = &index[e] + &lo[e];
                 }
                 index[d] = &index[d] + &begin;
-                let value = match fill {
-                    Some(f) => p.pull(f, Vec::new())?,
-                    None => {
-                        let dtype = g[padded].ty.dtype;
-                        p.constant(dtype, ir::dtype::Scalar::zero(dtype))
-                    }
-                };
-                let (home, at) = p.locate(padded, &index);
-                let buf = p.buffer(home, Access::Write);
-                let store = Stmt::Store {
-                    axes: Vec::new(),
-                    buf,
-                    index: at,
-                    guards: Vec::new(),
-                    value,
-                    combine: Combine::Set,
-                };
-                let mut unit = self.finish(p, domain, vec![store]);
-                unit.kernel.name = "pad_border".into();
-                strips.push(unit);
+                let (home, index) = p.locate(padded, &index);
+                let buf = *buf.get_or_insert_with(|| p.buffer(home, Access::Write));
+                let guards = Vec::new();
+                stores.push(Stmt::Store { axes, buf, index, guards, value, combine: Combine::Set });
             }
         }
-        Ok(strips)
+        let mut unit = self.finish(p, domain, stores);
+        unit.kernel.name = "pad_border".into();
+        Ok(unit)
     }
 
     /// `cumulative`: a sequential loop along the axis at each point of the other axes.

@@ -51,6 +51,11 @@ impl Scheduler<'_> {
                 Need::Ready | Need::Halo(_) => {}
             }
         }
+        for (buf, layout) in lanes_last(&kernel) {
+            let packed = self.packed(args[buf.0 as usize], &layout, origin);
+            args[buf.0 as usize] = packed;
+            kernel.buffers[buf.0 as usize].layout = layout;
+        }
         Ok((kernel, args))
     }
 
@@ -178,6 +183,37 @@ impl Scheduler<'_> {
         self.out.buffers.push(b);
         BufferId(self.out.buffers.len() as u32 - 1)
     }
+}
+
+/// Constants of reductions that are no contractions (depthwise weights), with the dim innermost that the
+/// result's contiguous axis runs along: it will lie in vector lanes.
+fn lanes_last(kernel: &Kernel) -> Vec<(BufId, Layout)> {
+    let mut found = Vec::new();
+    if !kernel.stmts.iter().any(|s| matches!(s, Stmt::Reduce { .. })) {
+        return found;
+    }
+    let Some(Stmt::Store { axes, buf, index, .. }) = kernel.stmts.last() else { return found };
+    let target = &kernel.buffers[buf.0 as usize];
+    let contiguous = target.layout.frags.iter().rev().find(|f| !target.shape[f.dim].is_const(1));
+    let Some(lanes) = contiguous.map(|f| &index[f.dim]) else { return found };
+    let vars = kernel.domain.iter().chain(axes).map(|a| a.var);
+    let lanes: Vec<Var> = vars.filter(|v| lanes.affine_in(*v).is_some_and(|(c, _)| c.is_const(1))).collect();
+    for e in kernel.exprs() {
+        let Expr::Read { buf, index, .. } = e else { continue };
+        let b = &kernel.buffers[buf.0 as usize];
+        let wide: Vec<usize> = (0..index.len()).filter(|&d| !b.shape[d].is_const(1)).collect();
+        let dim = wide.iter().position(|&d| lanes.iter().any(|v| index[d] == Dim::from(*v)));
+        if let Some(at) = dim
+            && b.constant
+            && b.layout.is_row_major()
+            && at + 1 < wide.len()
+            && found.iter().all(|(known, _)| known != buf)
+        {
+            let others = (0..index.len()).filter(|&d| d != wide[at]);
+            found.push((*buf, Layout::permuted(&others.chain([wide[at]]).collect::<Vec<_>>())));
+        }
+    }
+    found
 }
 
 fn store(buf: BufId, index: Vec<Dim>, value: ExprId) -> Stmt {

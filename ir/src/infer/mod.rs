@@ -137,9 +137,9 @@ pub fn window_extent(input: &Dim, kernel: &Dim, w: &WindowDim, facts: &dyn Facts
         if by == 1 {
             return n.clone();
         }
-        // an empty input stays empty: max(n, 1) - 1 gaps and one element, or none
+        // an empty input stays empty: max(n, 1) - 1 gaps; the form that an interior pad's result has
         let gaps = n.max_with(&one, facts) - &one;
-        gaps * Dim::from(by) + n.min_with(&one, facts)
+        n + gaps * Dim::from(by - 1)
     };
     let padded = spread(input, w.base_dilation) + &w.pad_lo + &w.pad_hi;
     let reach = (kernel - &one) * Dim::from(w.dilation) + &one;
