@@ -166,6 +166,16 @@ pub fn run_until(module: Module, target: &TargetDesc, options: &Options, stage: 
 fn verify(state: &State, pass: &'static str) -> Result<()> {
     match state {
         State::Graph(m) => ir::verify::graph::verify(m).map_err(|error| PassError::Verify { pass, error }),
-        State::Planned(_) | State::Lowered(_) => Ok(()),
+        State::Planned(p) => p
+            .kernels
+            .iter()
+            .try_for_each(ir::verify::kernel::verify)
+            .map_err(|error| PassError::Verify { pass, error }),
+        State::Lowered(l) => l
+            .kernels
+            .iter()
+            .flat_map(|k| &k.variants)
+            .try_for_each(|v| ir::verify::loops::verify(&v.func))
+            .map_err(|error| PassError::Verify { pass, error }),
     }
 }
