@@ -601,12 +601,12 @@ impl<'a> Eval<'a> {
         }
         let masked = cols > 1 && self.valid.is_some();
         let addr = self.address(mem, &a, masked)?;
-        let mut value = self.b.splat(value, rows, cols);
+        let mut stored = self.b.splat(value, rows, cols);
         if combine != Combine::Set {
             let old = self.b.load(addr, rows, cols);
-            value = self.combined(combine, old, value);
+            stored = self.combined(combine, old, stored);
         }
-        self.b.store(addr, value);
+        self.b.store(addr, stored);
         if fast.is_some() {
             self.b.open_else(&[]);
             self.scatter(buf, offset, guards, value, Combine::Set)?;
