@@ -14,7 +14,8 @@ fn bench(c: &mut Criterion, name: &str, work: u64, module: &Module) {
         let compiled = compile_module(module.clone(), &options).expect("benchmarks compile");
         let mut context = compiled.context();
         let input = &module.graph.inputs[0];
-        let shape = module.graph[*input].ty.shape.iter().map(|d| d.as_const().unwrap_or(1) as usize).collect();
+        let shape =
+            module.graph[*input].ty.shape.iter().map(|d| d.as_const().unwrap_or(1) as usize).collect();
         let inputs = [arrays::random(module.graph[*input].ty.dtype, shape, 1)];
         let views = driver::views(&inputs);
         group.bench_function(backend, |b| b.iter(|| context.run(&views).expect("benchmarks run")));

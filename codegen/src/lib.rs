@@ -6,10 +6,10 @@
 
 mod entry;
 mod error;
+pub mod legalise;
 mod object_check;
 mod order;
 pub mod program;
-pub mod legalise;
 pub mod target;
 
 #[cfg(feature = "cranelift")]
@@ -71,9 +71,6 @@ pub fn backend(name: &str, threads: usize) -> Result<Box<dyn Backend>, CodegenEr
         "llvm" => Ok(Box::new(llvm::Llvm::new(threads)?)),
         #[cfg(feature = "cranelift")]
         "cranelift" => Ok(Box::new(cranelift::Cranelift::new(threads)?)),
-        _ => Err(CodegenError::UnknownBackend {
-            name: name.to_string(),
-            available: available().join(", "),
-        }),
+        _ => Err(CodegenError::UnknownBackend { name: name.to_string(), available: available().join(", ") }),
     }
 }

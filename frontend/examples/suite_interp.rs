@@ -167,14 +167,15 @@ fn main() {
     }
     let mut totals: BTreeMap<&str, usize> = BTreeMap::new();
     for dir in found.iter().filter(|d| d.to_string_lossy().contains(filter)) {
-        let (status, detail) = std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir, symbolic) })
-            .unwrap_or_else(|e| {
-                let text = e
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string()));
-                ("panic", text.unwrap_or_default())
-            });
+        let (status, detail) =
+            std::panic::catch_unwind(|| if models { import_only(dir) } else { run(dir, symbolic) })
+                .unwrap_or_else(|e| {
+                    let text = e
+                        .downcast_ref::<String>()
+                        .cloned()
+                        .or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string()));
+                    ("panic", text.unwrap_or_default())
+                });
         *totals.entry(status).or_default() += 1;
         if !failures || status != "pass" {
             println!("{status:12}{} {detail}", dir.strip_prefix(root).unwrap_or(dir).display());

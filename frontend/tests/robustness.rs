@@ -196,34 +196,61 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Imports and says what was tried where that panics.
-fn survives(what: &str, bytes: &[u8]) {
-    let copy = bytes.to_vec();
-    let result = std::panic::catch_unwind(|| {
-        let opts = ImportOptions { max_nodes: 10_000, ..ImportOptions::default() };
-        let _ = load_bytes(copy, None, &opts);
-    });
-    if result.is_err() {
-        let place = std::env::temp_dir().join("kernelsmith-panic.onnx");
-        std::fs::write(&place, bytes).unwrap();
-        panic!("{what} panics; it is in {}", place.display());
+/// Places that panicked, each with the first model that led there.
+#[derive(Default)]
+struct Panics(std::collections::BTreeMap<String, String>);
+
+impl Panics {
+    fn try_import(&mut self, what: &str, bytes: &[u8]) {
+        let copy = bytes.to_vec();
+        let result = std::panic::catch_unwind(|| {
+            let opts = ImportOptions { max_nodes: 10_000, ..ImportOptions::default() };
+            let _ = load_bytes(copy, None, &opts);
+        });
+        if result.is_err() {
+            let place = LAST_PANIC.lock().map(|p| p.clone()).unwrap_or_default();
+            self.0.entry(place).or_insert_with(|| {
+                let file = std::env::temp_dir().join(format!("kernelsmith-panic-{}.onnx", bytes.len()));
+                let _ = std::fs::write(&file, bytes);
+                format!("{what} ({})", file.display())
+            });
+        }
     }
+    fn check(self) {
+        assert!(self.0.is_empty(), "{:#?}", self.0);
+    }
+}
+
+static LAST_PANIC: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+
+fn note_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        if let Ok(mut p) = LAST_PANIC.lock() {
+            *p = format!("{info}");
+        }
+        eprintln!("{info}");
+    }));
 }
 
 #[test]
 fn cut_models_are_errors() {
+    note_panics();
+    let mut panics = Panics::default();
     for (name, bytes) in seeds() {
         let cuts = (0..bytes.len())
             .step_by(if bytes.len() > 20_000 { 997 } else { 97 })
             .chain(0..bytes.len().min(64));
         for n in cuts {
-            survives(&format!("{name} cut at {n}"), &bytes[..n]);
+            panics.try_import(&format!("{name} cut at {n}"), &bytes[..n]);
         }
     }
+    panics.check();
 }
 
 #[test]
 fn mutated_models_do_not_panic() {
+    note_panics();
+    let mut panics = Panics::default();
     let mut rng = Rng(0x1234_5678_9abc_def1);
     for (name, bytes) in seeds() {
         for round in 0..200 {
@@ -244,9 +271,10 @@ fn mutated_models_do_not_panic() {
                     }
                 }
             }
-            survives(&format!("{name}, mutation {round}"), &b);
+            panics.try_import(&format!("{name}, mutation {round}"), &b);
         }
     }
+    panics.check();
 }
 
 // ---- hostile sizes -------------------------------------------------------------------------

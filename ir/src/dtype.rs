@@ -39,10 +39,30 @@ pub enum DType {
 
 impl DType {
     pub const ALL: [DType; 24] = [
-        DType::F64, DType::F32, DType::F16, DType::BF16, DType::F8E4M3FN, DType::F8E4M3FNUZ,
-        DType::F8E5M2, DType::F8E5M2FNUZ, DType::F8E8M0, DType::F4E2M1, DType::I64, DType::I32,
-        DType::I16, DType::I8, DType::U64, DType::U32, DType::U16, DType::U8, DType::I4, DType::U4,
-        DType::I2, DType::U2, DType::Bool, DType::String,
+        DType::F64,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::F8E4M3FN,
+        DType::F8E4M3FNUZ,
+        DType::F8E5M2,
+        DType::F8E5M2FNUZ,
+        DType::F8E8M0,
+        DType::F4E2M1,
+        DType::I64,
+        DType::I32,
+        DType::I16,
+        DType::I8,
+        DType::U64,
+        DType::U32,
+        DType::U16,
+        DType::U8,
+        DType::I4,
+        DType::U4,
+        DType::I2,
+        DType::U2,
+        DType::Bool,
+        DType::String,
     ];
 
     /// Bytes of one stored element. Strings have no fixed size and answer 0.
@@ -69,8 +89,16 @@ impl DType {
     pub const fn is_float(self) -> bool {
         matches!(
             self,
-            DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3FN | DType::F8E4M3FNUZ
-                | DType::F8E5M2 | DType::F8E5M2FNUZ | DType::F8E8M0 | DType::F4E2M1
+            DType::F64
+                | DType::F32
+                | DType::F16
+                | DType::BF16
+                | DType::F8E4M3FN
+                | DType::F8E4M3FNUZ
+                | DType::F8E5M2
+                | DType::F8E5M2FNUZ
+                | DType::F8E8M0
+                | DType::F4E2M1
         )
     }
 
@@ -136,10 +164,7 @@ impl fmt::Display for DType {
 impl FromStr for DType {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        DType::ALL
-            .into_iter()
-            .find(|d| d.name() == s)
-            .ok_or_else(|| format!("unknown element type `{s}`"))
+        DType::ALL.into_iter().find(|d| d.name() == s).ok_or_else(|| format!("unknown element type `{s}`"))
     }
 }
 

@@ -68,30 +68,79 @@ pub enum Step {
     /// arena, output and own ones. These stay in force until the next `Layout` that lists the buffer. The
     /// arena holds `end` bytes from here on; what lies in it is kept where it must grow. An own buffer
     /// gets capacity for its bytes and keeps what it holds.
-    Layout { buffers: Vec<BufferId>, end: Dim },
-    Call { kernel: usize, args: Vec<BufferId>, origin: OriginId },
+    Layout {
+        buffers: Vec<BufferId>,
+        end: Dim,
+    },
+    Call {
+        kernel: usize,
+        args: Vec<BufferId>,
+        origin: OriginId,
+    },
     /// Copies the bytes that `to` has since its last `Layout` (same shape and layout; the symbols of
     /// `from`'s shape may have been rebound). The buffers do not overlap.
-    Copy { from: BufferId, to: BufferId },
+    Copy {
+        from: BufferId,
+        to: BufferId,
+    },
     /// Gives a symbol the value of an expression, checked against its range.
-    SetSym { sym: Sym, value: Dim, origin: OriginId },
+    SetSym {
+        sym: Sym,
+        value: Dim,
+        origin: OriginId,
+    },
     /// Gives a symbol the value of element 0 of an i64 (or i32) buffer, checked against its range.
-    BindSym { sym: Sym, from: BufferId, origin: OriginId },
+    BindSym {
+        sym: Sym,
+        from: BufferId,
+        origin: OriginId,
+    },
     /// Two sizes that must agree; a typed error otherwise.
-    CheckEq { a: Dim, b: Dim, message: String, origin: OriginId },
-    Assert { cond: BufferId, message: String, origin: OriginId },
-    If { cond: BufferId, then: Vec<Step>, otherwise: Vec<Step> },
+    CheckEq {
+        a: Dim,
+        b: Dim,
+        message: String,
+        origin: OriginId,
+    },
+    Assert {
+        cond: BufferId,
+        message: String,
+        origin: OriginId,
+    },
+    If {
+        cond: BufferId,
+        then: Vec<Step>,
+        otherwise: Vec<Step>,
+    },
     /// Runs `body` while the counter is below the i64 in `trip` (i64::MAX: no limit) and the condition is
     /// true: `cond` (one bool) before the first iteration, `cond_next` before the others. Each iteration:
     /// writes the counter to `iter` (one i64), sets `count` to it, runs `body`. After the last one
     /// `count` is the number of iterations run. Carried values live in buffers that `body` overwrites at
     /// its end.
-    Loop { trip: BufferId, cond: BufferId, iter: BufferId, cond_next: BufferId, count: Sym, body: Vec<Step>, origin: OriginId },
+    Loop {
+        trip: BufferId,
+        cond: BufferId,
+        iter: BufferId,
+        cond_next: BufferId,
+        count: Sym,
+        body: Vec<Step>,
+        origin: OriginId,
+    },
     /// Copies all bytes of `from` into slice `index` (a counter symbol) of the leading dim of `to`, an own
     /// buffer that grows as needed and keeps what it holds.
-    Append { from: BufferId, to: BufferId, index: Sym },
+    Append {
+        from: BufferId,
+        to: BufferId,
+        index: Sym,
+    },
     /// Runs a host function, which sets `defines` and sizes the results (own buffers).
-    Host { func: HostFn, args: Vec<BufferId>, results: Vec<BufferId>, defines: Vec<Sym>, origin: OriginId },
+    Host {
+        func: HostFn,
+        args: Vec<BufferId>,
+        results: Vec<BufferId>,
+        defines: Vec<Sym>,
+        origin: OriginId,
+    },
 }
 
 /// The result of the pass pipeline.

@@ -59,7 +59,12 @@ pub enum Expr {
     /// The value of an index expression, as i64.
     Index(Dim),
     /// `buf[index]` where every guard holds (and the index is then in bounds), else `fill`.
-    Read { buf: BufId, index: Vec<Dim>, guards: Vec<Guard>, fill: Scalar },
+    Read {
+        buf: BufId,
+        index: Vec<Dim>,
+        guards: Vec<Guard>,
+        fill: Scalar,
+    },
     Unary(UnaryOp, ExprId),
     Binary(BinaryOp, ExprId, ExprId),
     Cmp(CmpOp, ExprId, ExprId),
@@ -73,7 +78,12 @@ pub enum Expr {
     /// Gives the integer value of `value` the name `var` for use in index expressions of `body`.
     /// It must lie in `0..bound`; otherwise the kernel reports an index error (origin, value, bound)
     /// and goes on with 0.
-    Bind { var: Var, value: ExprId, bound: Dim, body: ExprId },
+    Bind {
+        var: Var,
+        value: ExprId,
+        bound: Dim,
+        body: ExprId,
+    },
 }
 
 /// A statement, executed once for each point of the enclosing axes.
@@ -85,7 +95,14 @@ pub enum Stmt {
     /// Index (i64) of the extreme of `value` over one axis; NaN counts as the extreme.
     ArgReduce { local: u32, max: bool, last: bool, axis: Axis, value: ExprId },
     /// For every point of `axes` (parallel): `buf[index] = value`, where the guards hold.
-    Store { axes: Vec<Axis>, buf: BufId, index: Vec<Dim>, guards: Vec<Guard>, value: ExprId, combine: Combine },
+    Store {
+        axes: Vec<Axis>,
+        buf: BufId,
+        index: Vec<Dim>,
+        guards: Vec<Guard>,
+        value: ExprId,
+        combine: Combine,
+    },
     /// A sequential loop: `body` for 0, 1, ... extent-1. `locals` carry values from step to step:
     /// (name, initial value, value after the step).
     Ordered { axis: Axis, carries: Vec<(u32, DType, ExprId, ExprId)>, body: Vec<Stmt> },
@@ -117,8 +134,14 @@ pub struct Kernel {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Generated {
     /// Comparison networks and merges are not a map over points.
-    Sort { axis: usize, descending: bool },
-    TopK { axis: usize, largest: bool },
+    Sort {
+        axis: usize,
+        descending: bool,
+    },
+    TopK {
+        axis: usize,
+        largest: bool,
+    },
     /// Output position depends on a running count; result count goes to an extra i64[] output.
     Compact,
 }

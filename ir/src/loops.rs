@@ -103,7 +103,9 @@ pub enum Inst {
     /// Value of symbol parameter `syms[i]` (i64 scalar).
     Sym(u32),
     /// Element value = its row or column number (integer dtypes).
-    Iota { along_cols: bool },
+    Iota {
+        along_cols: bool,
+    },
     /// 1x1 -> RxC, Rx1 -> RxC, 1xC -> RxC.
     Splat(Val),
     Unary(UnaryOp, Val),
@@ -117,7 +119,11 @@ pub enum Inst {
     Bitcast(Val),
     Load(Addr),
     /// Element-wise addresses: `mem[index]`, `index` an i64 tile; masked elements are not read and give 0.
-    Gather { mem: Mem, index: Val, mask: Option<Val> },
+    Gather {
+        mem: Mem,
+        index: Val,
+        mask: Option<Val>,
+    },
     /// RxC -> Rx1.
     ReduceCols(Monoid, Val),
     /// RxC -> 1xC.
@@ -125,11 +131,20 @@ pub enum Inst {
     /// Element (row, col) of a tile as a scalar.
     Extract(Val, u32, u32),
     /// Machine form: vector with lane `lane` replaced.
-    Insert { vec: Val, scalar: Val, lane: u32 },
+    Insert {
+        vec: Val,
+        scalar: Val,
+        lane: u32,
+    },
     /// Machine form: `lanes[i]` of the concatenation of both operands (equal length).
     Shuffle(Val, Val, Vec<u32>),
     /// Tile instruction of a target's table (mma, wgmma, vpdpbusd): accumulator, a, b.
-    TileOp { name: String, acc: Val, a: Val, b: Val },
+    TileOp {
+        name: String,
+        acc: Val,
+        a: Val,
+        b: Val,
+    },
 }
 
 /// Async pipes (double buffering through shared memory). Serial meaning: `Copy` copies at once.
@@ -146,7 +161,10 @@ pub enum PipeOp {
 /// Statements. A block is a list of them and the values it yields to its parent.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Stmt {
-    Let { val: Val, inst: Inst },
+    Let {
+        val: Val,
+        inst: Inst,
+    },
     /// `for var in lo .. hi step step` (`lo`, `hi` i64 scalars, step > 0). `carries`: (value inside the body,
     /// initial value); the body yields the next ones; `results` are the final ones.
     For {
@@ -162,17 +180,40 @@ pub enum Stmt {
         parallel: Option<Level>,
     },
     /// `cond` yields one bool scalar and sees the carried values.
-    While { carries: Vec<(Val, Val)>, results: Vec<Val>, cond: Block, body: Block },
+    While {
+        carries: Vec<(Val, Val)>,
+        results: Vec<Val>,
+        cond: Block,
+        body: Block,
+    },
     /// `cond` is a bool scalar. Both blocks yield `results`.
-    If { cond: Val, then: Block, otherwise: Block, results: Vec<Val> },
-    Store { addr: Addr, value: Val },
+    If {
+        cond: Val,
+        then: Block,
+        otherwise: Block,
+        results: Vec<Val>,
+    },
+    Store {
+        addr: Addr,
+        value: Val,
+    },
     /// Element-wise addresses; masked elements are not written.
-    Scatter { mem: Mem, index: Val, value: Val, mask: Option<Val> },
+    Scatter {
+        mem: Mem,
+        index: Val,
+        value: Val,
+        mask: Option<Val>,
+    },
     Barrier(Level),
     Pipe(PipeOp),
     /// Where `ok` (bool scalar) is false, reports the first such error to the status word:
     /// (origin, value, limit) and goes on.
-    Check { ok: Val, origin: OriginId, value: Val, limit: Val },
+    Check {
+        ok: Val,
+        origin: OriginId,
+        value: Val,
+        limit: Val,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug, Default)]

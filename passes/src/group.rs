@@ -17,6 +17,7 @@ const PASS: &str = "group";
 
 /// A step of one graph.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are kernels")]
 pub enum Item {
     Kernel(KernelUnit),
     /// The host schedule executes the op.

@@ -136,8 +136,9 @@ impl<'a> Build<'a> {
             .zip(offset)
             .filter(|((g, n), o)| {
                 let end = *o + *n;
-                !inside(g, &p.facts())
-                    && !(o.bounds(self.unit.symbols).0 >= 0 && end.provably_le(&g.bound, self.unit.symbols))
+                let within =
+                    o.bounds(self.unit.symbols).0 >= 0 && end.provably_le(&g.bound, self.unit.symbols);
+                !(within || inside(g, &p.facts()))
             })
             .map(|((g, _), _)| g)
             .collect();

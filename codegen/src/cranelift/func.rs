@@ -101,7 +101,9 @@ impl Emitter<'_> {
         if let Some(x) = self.constants.get(&v).copied() {
             let ty = self.ty(v)?;
             let parts = self.constant(ty, x)?;
-            self.constants_here.insert(v, parts.clone());
+            if ty.is_scalar() {
+                self.constants_here.insert(v, parts.clone());
+            }
             return Ok(parts);
         }
         Err(Fault::invalid(format!("value {} is used before it is defined", v.0)))

@@ -209,7 +209,7 @@ fn count_error(want: usize, got: usize) -> Diagnostic {
 fn from_bytes(slice: FileSlice, dtype: DType, elems: usize) -> Result<ConstSource, Diagnostic> {
     let bytes = slice.bytes();
     let packing = per_byte(dtype);
-    let want = elems.div_ceil(packing).checked_mul(dtype.bytes()).unwrap_or(usize::MAX);
+    let want = elems.div_ceil(packing).saturating_mul(dtype.bytes());
     if bytes.len() != want {
         return Err(Diagnostic::invalid(
             Code::Tensor,
@@ -280,7 +280,7 @@ mod tests {
     fn storage(bytes: &[u8]) -> Storage {
         Storage {
             file: Arc::new(FileBytes::Owned(bytes.to_vec())),
-            blobs: vec![0..bytes.len()],
+            blobs: std::iter::once(0..bytes.len()).collect(),
             data_files: DataFiles::new(None, false),
             missing: MissingWeights::Error,
         }

@@ -45,10 +45,7 @@ const PUNCTS: [&str; 8] = ["->", "..", "==", "!=", "<=", ">=", ":=", "+="];
 
 impl<'a> Cursor<'a> {
     pub fn new(src: &'a str) -> Cursor<'a> {
-        Cursor {
-            src,
-            tok: lex(src, 0),
-        }
+        Cursor { src, tok: lex(src, 0) }
     }
     /// The next token, not consumed.
     pub fn peek(&self) -> Token<'a> {
@@ -82,11 +79,7 @@ impl<'a> Cursor<'a> {
         yes
     }
     pub fn expect(&mut self, text: &str) -> Result<()> {
-        if self.eat(text) {
-            Ok(())
-        } else {
-            Err(self.expected(&format!("`{text}`")))
-        }
+        if self.eat(text) { Ok(()) } else { Err(self.expected(&format!("`{text}`"))) }
     }
     /// "expected ..., found ..." at the next token.
     pub fn expected(&self, what: &str) -> IrError {
@@ -106,20 +99,12 @@ impl<'a> Cursor<'a> {
         let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
         let start = before.rfind('\n').map_or(0, |i| i + 1);
         let column = before[start..].chars().count() + 1;
-        IrError::Parse {
-            line,
-            column,
-            message: message.into(),
-        }
+        IrError::Parse { line, column, message: message.into() }
     }
 
     /// A plain name (keyword, mnemonic); not a quoted one.
     pub fn word(&mut self) -> Result<&'a str> {
-        if self.tok.kind == Kind::Name {
-            Ok(self.bump().text)
-        } else {
-            Err(self.expected("a name"))
-        }
+        if self.tok.kind == Kind::Name { Ok(self.bump().text) } else { Err(self.expected("a name")) }
     }
     /// A name, plain or quoted.
     pub fn name(&mut self) -> Result<Cow<'a, str>> {
@@ -148,8 +133,7 @@ impl<'a> Cursor<'a> {
         if text.len() < 2 || !text.ends_with('"') {
             return Err(self.error("this string has no end"));
         }
-        let s = unquote(&text[1..text.len() - 1])
-            .ok_or_else(|| self.error("a bad escape in this string"))?;
+        let s = unquote(&text[1..text.len() - 1]).ok_or_else(|| self.error("a bad escape in this string"))?;
         self.bump();
         Ok(s)
     }
@@ -245,11 +229,7 @@ impl<'a> Cursor<'a> {
             };
         }
     }
-    fn dim_factor(
-        &mut self,
-        atom: &mut dyn FnMut(&str) -> Option<Atom>,
-        depth: usize,
-    ) -> Result<Dim> {
+    fn dim_factor(&mut self, atom: &mut dyn FnMut(&str) -> Option<Atom>, depth: usize) -> Result<Dim> {
         if self.tok.kind == Kind::Number {
             return Ok(Dim::from(self.int_as::<i64>()?));
         }
@@ -293,20 +273,12 @@ fn lex(src: &str, from: usize) -> Token<'_> {
         }
     }
     let rest = &src[i..];
-    let token = |kind, len: usize| Token {
-        kind,
-        text: &rest[..len],
-        at: i,
-    };
+    let token = |kind, len: usize| Token { kind, text: &rest[..len], at: i };
     let Some(first) = rest.chars().next() else {
         return token(Kind::End, 0);
     };
     let run = |start: usize, ok: fn(u8) -> bool| {
-        rest.as_bytes()[start..]
-            .iter()
-            .take_while(|&&b| ok(b))
-            .count()
-            + start
+        rest.as_bytes()[start..].iter().take_while(|&&b| ok(b)).count() + start
     };
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     match first {
@@ -325,10 +297,7 @@ fn lex(src: &str, from: usize) -> Token<'_> {
             token(Kind::Str, len)
         }
         _ => {
-            let len = PUNCTS
-                .iter()
-                .find(|p| rest.starts_with(**p))
-                .map_or(first.len_utf8(), |p| p.len());
+            let len = PUNCTS.iter().find(|p| rest.starts_with(**p)).map_or(first.len_utf8(), |p| p.len());
             token(Kind::Punct, len)
         }
     }
@@ -414,11 +383,7 @@ pub fn quote(s: &str) -> String {
 pub fn name(s: &str) -> Cow<'_, str> {
     let plain = s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
         && s.bytes().next().is_some_and(|b| !b.is_ascii_digit());
-    if plain {
-        Cow::Borrowed(s)
-    } else {
-        Cow::Owned(quote(s))
-    }
+    if plain { Cow::Borrowed(s) } else { Cow::Owned(quote(s)) }
 }
 
 /// A float as [`Cursor::float`] reads it back, bit for bit.
@@ -447,17 +412,14 @@ mod tests {
 
     #[test]
     fn tokens() {
-        let mut c =
-            Cursor::new("graph @f(%x: f32[N, 2]) -> 1..64 # end\n 0x1F -2.5e-3 \"a\\\"\\u{41}\"");
+        let mut c = Cursor::new("graph @f(%x: f32[N, 2]) -> 1..64 # end\n 0x1F -2.5e-3 \"a\\\"\\u{41}\"");
         assert_eq!(c.word().unwrap(), "graph");
         assert_eq!(c.sigil("@").unwrap(), "f");
         c.expect("(").unwrap();
         assert_eq!(c.sigil("%").unwrap(), "x");
         c.expect(":").unwrap();
         assert_eq!(c.word().unwrap(), "f32");
-        let shape = c
-            .list(|c| c.dim(&mut |n| (n == "N").then_some(Atom::Sym(Sym(0)))))
-            .unwrap();
+        let shape = c.list(|c| c.dim(&mut |n| (n == "N").then_some(Atom::Sym(Sym(0))))).unwrap();
         assert_eq!(shape, [Dim::from(Sym(0)), Dim::from(2)]);
         c.expect(")").unwrap();
         c.expect("->").unwrap();
@@ -477,11 +439,7 @@ mod tests {
         c.bump();
         assert_eq!(
             c.expect("x"),
-            Err(IrError::Parse {
-                line: 2,
-                column: 5,
-                message: "expected `x`, found `%`".into()
-            })
+            Err(IrError::Parse { line: 2, column: 5, message: "expected `x`, found `%`".into() })
         );
         assert!(Cursor::new("\"abc").string().is_err());
         let deep = "(".repeat(100_000);
@@ -490,18 +448,7 @@ mod tests {
 
     #[test]
     fn floats_round_trip() {
-        for x in [
-            0.0,
-            -0.0,
-            1.0,
-            1e300,
-            5e-324,
-            f64::INFINITY,
-            f64::NEG_INFINITY,
-            f64::NAN,
-            -f64::NAN,
-            0.1,
-        ] {
+        for x in [0.0, -0.0, 1.0, 1e300, 5e-324, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN, 0.1] {
             let s = Float(x).to_string();
             let y = Cursor::new(&s).float().unwrap();
             assert_eq!(x.to_bits(), y.to_bits(), "{s}");

@@ -94,8 +94,8 @@ impl<'a> Gen<'a> {
             vals: vec![rest; shape.len() + 1],
         };
         line.index[axis] = Dim::from(line.at);
-        for d in 0..shape.len() {
-            self.facts.set(Var(d as u32), shape[d].clone());
+        for (d, extent) in shape.iter().enumerate() {
+            self.facts.set(Var(d as u32), extent.clone());
         }
         self.facts.set(line.at, shape[axis].clone());
         for d in (0..shape.len()).rev().filter(|d| *d != axis) {

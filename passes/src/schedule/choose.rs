@@ -273,7 +273,7 @@ impl<'a> Chooser<'a> {
             shared |= reads.iter().any(|x| row_free(x) && !col_free(x));
             let row_operand: Vec<&&Access> = reads.iter().filter(|x| !row_free(x) && col_free(x)).collect();
             let col_operand = reads.iter().any(|x| row_free(x) && !col_free(x));
-            if !row_operand.is_empty() && col_operand && reads.iter().all(|x| row_free(&x) || col_free(&x)) {
+            if !row_operand.is_empty() && col_operand && reads.iter().all(|x| row_free(x) || col_free(x)) {
                 contraction = true;
             }
             for x in reads.iter().filter(|x| !row_free(x)) {

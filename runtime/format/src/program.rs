@@ -58,7 +58,9 @@ pub enum Place {
     Output(usize),
     /// Memory of its own that grows as needed: scan outputs, results of host functions.
     Own,
-    Arena { offset: SizeExpr },
+    Arena {
+        offset: SizeExpr,
+    },
     Alias(usize),
 }
 
@@ -104,17 +106,66 @@ pub enum HostFnDef {
 /// One step of the host schedule; the semantics are those of `ir::host::Step`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Step {
-    Layout { buffers: Vec<usize>, end: SizeExpr },
-    Call { kernel: usize, args: Vec<usize>, origin: usize },
-    Copy { from: usize, to: usize },
-    SetSym { sym: u32, value: SizeExpr, origin: usize },
-    BindSym { sym: u32, from: usize, origin: usize },
-    CheckEq { a: SizeExpr, b: SizeExpr, message: String, origin: usize },
-    Assert { cond: usize, message: String, origin: usize },
-    If { cond: usize, then: Vec<Step>, otherwise: Vec<Step> },
-    Loop { trip: usize, cond: usize, iter: usize, cond_next: usize, count: u32, body: Vec<Step>, origin: usize },
-    Append { from: usize, to: usize, index: u32 },
-    Host { func: HostFnDef, args: Vec<usize>, results: Vec<usize>, defines: Vec<u32>, origin: usize },
+    Layout {
+        buffers: Vec<usize>,
+        end: SizeExpr,
+    },
+    Call {
+        kernel: usize,
+        args: Vec<usize>,
+        origin: usize,
+    },
+    Copy {
+        from: usize,
+        to: usize,
+    },
+    SetSym {
+        sym: u32,
+        value: SizeExpr,
+        origin: usize,
+    },
+    BindSym {
+        sym: u32,
+        from: usize,
+        origin: usize,
+    },
+    CheckEq {
+        a: SizeExpr,
+        b: SizeExpr,
+        message: String,
+        origin: usize,
+    },
+    Assert {
+        cond: usize,
+        message: String,
+        origin: usize,
+    },
+    If {
+        cond: usize,
+        then: Vec<Step>,
+        otherwise: Vec<Step>,
+    },
+    Loop {
+        trip: usize,
+        cond: usize,
+        iter: usize,
+        cond_next: usize,
+        count: u32,
+        body: Vec<Step>,
+        origin: usize,
+    },
+    Append {
+        from: usize,
+        to: usize,
+        index: u32,
+    },
+    Host {
+        func: HostFnDef,
+        args: Vec<usize>,
+        results: Vec<usize>,
+        defines: Vec<u32>,
+        origin: usize,
+    },
 }
 
 /// Everything the runtime needs.

@@ -370,7 +370,7 @@ pub fn rotate(b: &mut Builder, x: V, cos: V, sin: V, interleaved: bool, rotated:
         let turned = if interleaved {
             let (r, i) = (b.unsqueeze(real, &[4])?, b.unsqueeze(imaginary, &[4])?);
             let pairs = b.concat(&[r, i], 4)?;
-            b.reshape(pairs, &[&shape[..3], &[rotated.clone()]].concat())?
+            b.reshape(pairs, &[&shape[..3], std::slice::from_ref(rotated)].concat())?
         } else {
             b.concat(&[real, imaginary], 3)?
         };

@@ -369,7 +369,7 @@ fn deform_conv(cx: &mut NodeCx) -> OpResult {
     // [N * parts, kernel positions * outputs]
     let rows = &xs[0] * &parts;
     let points = &taps_count * &area;
-    let split = [&[rows.clone()], &ws[2..], &[Dim::from(r)], outs].concat();
+    let split = [std::slice::from_ref(&rows), &ws[2..], &[Dim::from(r)], outs].concat();
     let offset = b.reshape(offset, &split)?;
     let offset = b.convert(offset, compute)?;
     let one = Dim::from(1);

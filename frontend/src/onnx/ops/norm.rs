@@ -234,6 +234,7 @@ fn rms_normalization(cx: &mut NodeCx) -> OpResult {
 }
 
 /// Groups of channels: x[N, C, ...] as [N, G, C / G, ...], normalised over all but N and G.
+#[allow(clippy::too_many_arguments, reason = "the attributes of the operator")]
 fn group_norm(
     b: &mut Builder,
     x: V,

@@ -432,12 +432,12 @@ fn weighted(cx: &mut NodeCx, x: V, a: &Axis, at: V, plan: &Plan) -> Result<V, Op
     let n = size(cx, &a.input)?;
     let zero = cx.b.scalar(DType::F64, 0.0)?;
     let mut indices = Vec::new();
-    for k in 0..weights.len() {
+    for (k, weight) in weights.iter_mut().enumerate() {
         let p = cx.b.add_scalar(base, (first + k as i64) as f64)?;
         if plan.exclude_outside {
             let (lo, hi) = (cx.b.ge(p, zero)?, cx.b.lt(p, n)?);
             let ok = cx.b.and(lo, hi)?;
-            weights[k] = cx.b.select(ok, weights[k], zero)?;
+            *weight = cx.b.select(ok, *weight, zero)?;
         }
         indices.push(inside(cx, p, a)?);
     }

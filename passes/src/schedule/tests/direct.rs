@@ -79,7 +79,7 @@ impl<'a> Direct<'a> {
                             let op = if *max { CmpOp::Gt } else { CmpOp::Lt };
                             let more = eval::cmp(op, v, b) || nan(v) && !nan(b);
                             let equal = eval::cmp(CmpOp::Eq, v, b) || nan(v) && nan(b);
-                            !(nan(b) && !nan(v)) && (more || *last && equal)
+                            (!nan(b) || nan(v)) && (more || *last && equal)
                         });
                         if better {
                             best = Some((v, i));
