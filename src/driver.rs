@@ -92,7 +92,7 @@ pub fn import(path: &Path, options: &CompileOptions) -> Result<Imported, Error> 
 }
 
 /// As [`import`], for a model whose structure (ranks, axes, numbers of results) may depend on what its
-/// inputs hold: where that is so, and only then, small inputs are fixed to `inputs`.
+/// inputs hold or on their sizes: where that is so, and only then, these are fixed to those of `inputs`.
 pub fn import_for(
     path: &Path,
     options: &CompileOptions,
@@ -101,20 +101,28 @@ pub fn import_for(
     let mut import = frontend::ImportOptions::default();
     import.dims.extend(options.dims.iter().cloned());
     import.structures.extend(inputs.iter().map(|(name, v)| (name.clone(), structure(v))));
+    if inputs.iter().any(|(_, v)| matches!(v, CaseValue::Tensor(t) if t.elems() == 0)) {
+        import.smallest_dim = 0;
+    }
     let mut first = match frontend::load(path, &import) {
         Ok(imported) => return Ok(imported),
         Err(problems) => problems,
     };
-    // integers decide structure more often than floats do
-    for floats_too in [false, true] {
+    let tensors = || {
+        inputs.iter().filter_map(|(name, v)| match v {
+            CaseValue::Tensor(t) => Some((name, t)),
+            _ => None,
+        })
+    };
+    // integers decide structure more often than sizes do, and sizes more often than floats
+    for fixed in [Fixed::Ints, Fixed::Sizes, Fixed::Floats] {
         if !first.iter().any(|d| d.code == frontend::Code::Dynamic) {
             break;
         }
-        for (name, v) in inputs {
-            if let CaseValue::Tensor(t) = v
-                && t.elems() <= 64
-                && (floats_too || !t.dtype.is_float())
-            {
+        for (name, t) in tensors() {
+            if fixed == Fixed::Sizes {
+                import.shapes.insert(name.clone(), t.shape.iter().map(|&d| d as i64).collect());
+            } else if t.elems() <= 64 && (fixed == Fixed::Floats || !t.dtype.is_float()) {
                 import.constants.insert(name.clone(), t.clone());
             }
         }
@@ -126,6 +134,14 @@ pub fn import_for(
         }
     }
     Err(Error::Import(first))
+}
+
+/// What of the inputs is fixed, in addition to what was fixed before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fixed {
+    Ints,
+    Sizes,
+    Floats,
 }
 
 fn structure(v: &CaseValue) -> Structure {

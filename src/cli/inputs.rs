@@ -7,6 +7,9 @@ use frontend::cases::CaseValue;
 use ir::{Module, Tensor};
 use std::path::PathBuf;
 
+/// Files that hold outputs too name their inputs so.
+const PREFIX: &str = "in.";
+
 #[derive(Args, Clone, Default)]
 pub(super) struct InputArgs {
     /// One input from a .npy file (NAME ends at the last `=`)
@@ -60,7 +63,8 @@ impl Given {
             .iter()
             .filter_map(|(name, a)| {
                 let t = a.clone().into_tensor(a.natural_dtype()?).ok()?;
-                Some((name.clone(), CaseValue::Tensor(t)))
+                let name = name.strip_prefix(PREFIX).unwrap_or(name);
+                Some((name.to_string(), CaseValue::Tensor(t)))
             })
             .collect()
     }
@@ -72,8 +76,7 @@ impl Given {
         let mut tensors = Vec::new();
         for (i, (&v, (name, ty))) in module.graph.inputs.iter().zip(&wanted).enumerate() {
             let value = &module.graph[v];
-            // conformance files prefix the names of inputs, since they hold outputs too
-            let prefixed = format!("in.{name}");
+            let prefixed = format!("{PREFIX}{name}");
             let found = arrays.iter().position(|(n, _)| n == name || *n == prefixed);
             if let Some(at) = found {
                 let array = arrays.swap_remove(at).1;
