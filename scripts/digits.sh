@@ -19,4 +19,9 @@ for backend in $(scripts/features.sh | tr ',' ' '); do
     else
         echo "skipped: judging the answers needs python3"
     fi
+    echo "timing (milliseconds for all samples in one batch):"
+    "$program" bench examples/digits/digits.onnx --inputs examples/digits/samples.npz \
+        --backend "$backend" --seconds 0.5 | grep -E 'compile_ms|load_ms|median_ms|min_ms'
+    echo
 done
+echo "next: $program run your.onnx    (says what the model wants; --random 0 makes inputs up)"
