@@ -187,6 +187,10 @@ fn det(cx: &mut NodeCx) -> OpResult {
     let Some(lead) = shape.len().checked_sub(2) else {
         return Err(OpError::invalid(Code::Shape, "expected matrices"));
     };
+    if shape[lead].is_const(0) {
+        // the empty product
+        return Ok(cx.b.full(dtype, &shape[..lead], 1.0)?.into());
+    }
     let compute = compose::wide(dtype);
     let y = compose::call1(cx.b, "det", vec![], x, |b, x| {
         let n = shape[lead].clone();

@@ -1,0 +1,142 @@
+//! Normalisations, activations, transforms and samplers where they could go wrong.
+
+use crate::model::{A, In, close, f32s, noise, one, run, values};
+use ir::Tensor;
+
+#[test]
+fn softmax_before_version_13_takes_all_later_axes_together() {
+    let x = noise(&[2, 2, 3], 1);
+    let v = values(&x);
+    let want = |group: usize| -> Vec<f64> {
+        v.chunks(group)
+            .flat_map(|c| {
+                let s: f64 = c.iter().map(|x| x.exp()).sum();
+                c.iter().map(move |x| x.exp() / s).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    close(&one("Softmax", 11, &[], &[&x]), &[2, 2, 3], &want(6), 1e-6);
+    close(&one("Softmax", 13, &[], &[&x]), &[2, 2, 3], &want(3), 1e-6);
+}
+
+#[test]
+fn large_values_neither_overflow_nor_cancel() {
+    let x = f32s(&[1, 4], &[1000.0, -1000.0, 0.0, 999.0]);
+    let e = (-1f64).exp();
+    close(&one("Softmax", 13, &[], &[&x]), &[1, 4], &[1.0 / (1.0 + e), 0.0, 0.0, e / (1.0 + e)], 1e-6);
+    close(&one("Sigmoid", 13, &[], &[&x]), &[1, 4], &[1.0, 0.0, 0.5, 1.0], 1e-6);
+    close(&one("Softplus", 1, &[], &[&x]), &[1, 4], &[1000.0, 0.0, 2f64.ln(), 999.0], 1e-6);
+    // a variance of 1 beside a mean of 100000
+    let x = f32s(&[1, 2], &[100_001.0, 99_999.0]);
+    let y = one("LayerNormalization", 17, &[("epsilon", A::F(0.0))], &[&x, &f32s(&[2], &[1.0; 2])]);
+    close(&y, &[1, 2], &[1.0, -1.0], 1e-6);
+}
+
+#[test]
+fn group_normalisation_changed_its_scale_in_version_21() {
+    let x = f32s(&[1, 4, 1], &[1.0, 3.0, 5.0, 9.0]);
+    let attrs = || [("num_groups", A::I(2)), ("epsilon", A::F(0.0))];
+    let y =
+        one("GroupNormalization", 18, &attrs(), &[&x, &f32s(&[2], &[2.0, 3.0]), &f32s(&[2], &[0.0, 1.0])]);
+    close(&y, &[1, 4, 1], &[-2.0, 2.0, -2.0, 4.0], 1e-6);
+    let four = |v: [f32; 4]| f32s(&[4], &v);
+    let y = one(
+        "GroupNormalization",
+        21,
+        &attrs(),
+        &[&x, &four([1.0, 2.0, 3.0, 4.0]), &four([0.0, 0.0, 1.0, 1.0])],
+    );
+    close(&y, &[1, 4, 1], &[-1.0, 2.0, -2.0, 5.0], 1e-6);
+}
+
+#[test]
+fn determinants_need_row_exchanges() {
+    let x = f32s(&[3, 2, 2], &[0.0, 2.0, 3.0, 4.0, 1.0, 2.0, 2.0, 4.0, 5.0, 1.0, 1.0, 2.0]);
+    close(&one("Det", 11, &[], &[&x]), &[3], &[-6.0, 0.0, 9.0], 1e-6);
+    close(&one("Det", 11, &[], &[&f32s(&[2, 0, 0], &[])]), &[2], &[1.0, 1.0], 0.0);
+}
+
+#[test]
+fn einsum_of_three_operands_and_a_diagonal() {
+    let (a, b, c) = (noise(&[2, 3], 1), noise(&[3, 4], 2), noise(&[4, 4], 3));
+    let y = one("Einsum", 12, &[("equation", A::S("ij, jk, kk -> ki"))], &[&a, &b, &c]);
+    let (a, b, c) = (values(&a), values(&b), values(&c));
+    let mut want = Vec::new();
+    for k in 0..4 {
+        for i in 0..2 {
+            want.push((0..3).map(|j| a[i * 3 + j] * b[j * 4 + k]).sum::<f64>() * c[k * 4 + k]);
+        }
+    }
+    close(&y, &[4, 2], &want, 1e-6);
+}
+
+#[test]
+fn a_transform_and_its_inverse_of_half_the_bins() {
+    let x = noise(&[1, 6, 1], 1);
+    let half = one("DFT", 17, &[("onesided", A::I(1))], &[&x]);
+    assert_eq!(half.shape, [1, 4, 2]);
+    let n = Tensor::from_i64(vec![], &[6]);
+    let attrs = [("inverse", A::I(1)), ("onesided", A::I(1))];
+    let back = run("", "DFT", 17, &attrs, &[In::Fed(&half), In::Const(&n)], 1);
+    close(&back[0], &[1, 6, 1], &values(&x), 1e-6);
+    // an odd length has no middle bin
+    let x = noise(&[1, 5, 1], 2);
+    let half = one("DFT", 17, &[("onesided", A::I(1))], &[&x]);
+    assert_eq!(half.shape, [1, 3, 2]);
+    let n = Tensor::from_i64(vec![], &[5]);
+    let attrs = [("inverse", A::I(1)), ("onesided", A::I(1))];
+    let back = run("", "DFT", 17, &attrs, &[In::Fed(&half), In::Const(&n)], 1);
+    close(&back[0], &[1, 5, 1], &values(&x), 1e-6);
+}
+
+#[test]
+fn samples_outside_an_image() {
+    let x = f32s(&[1, 1, 1, 3], &[1.0, 2.0, 4.0]);
+    // positions -2, -1, 3, 2.5 and NaN among the columns 0..=2
+    let grid = f32s(&[1, 1, 5, 2], &[-3.0, 0.0, -2.0, 0.0, 2.0, 0.0, 1.5, 0.0, f32::NAN, 0.0]);
+    for (mode, want) in [
+        ("zeros", [0.0, 0.0, 0.0, 2.0, 0.0]),
+        ("border", [1.0, 1.0, 4.0, 4.0, f64::NAN]),
+        ("reflection", [4.0, 2.0, 2.0, 3.0, f64::NAN]),
+    ] {
+        let attrs = [("padding_mode", A::S(mode)), ("align_corners", A::I(1))];
+        let y = one("GridSample", 16, &attrs, &[&x, &grid]);
+        close(&y, &[1, 1, 1, 5], &want, 1e-6);
+    }
+}
+
+#[test]
+fn random_numbers_are_reproducible_and_in_range() {
+    let shape = [("shape", A::Is(&[1000])), ("low", A::F(2.0)), ("high", A::F(3.0))];
+    let (a, b) = (run("", "RandomUniform", 1, &shape, &[], 1), run("", "RandomUniform", 1, &shape, &[], 1));
+    assert_eq!(values(&a[0]), values(&b[0]));
+    assert!(values(&a[0]).iter().all(|x| (2.0..3.0).contains(x)));
+    let n = run("", "RandomNormal", 1, &[("shape", A::Is(&[4000])), ("seed", A::F(7.0))], &[], 1);
+    let v = values(&n[0]);
+    let mean = v.iter().sum::<f64>() / 4000.0;
+    let var = v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 4000.0;
+    assert!(mean.abs() < 0.06 && (var - 1.0).abs() < 0.1, "{mean} {var}");
+}
+
+#[test]
+fn dropout_scales_what_it_keeps() {
+    let x = f32s(&[400], &[1.0; 400]);
+    let (ratio, training) = (f32s(&[], &[0.75]), Tensor::from_bool(vec![], &[true]));
+    let out = run("", "Dropout", 13, &[("seed", A::I(3))], &[&x, &ratio, &training].map(In::Fed), 2);
+    let (y, kept) = (values(&out[0]), values(&out[1]));
+    assert!(y.iter().zip(&kept).all(|(y, k)| *y == 4.0 * k));
+    let count: f64 = kept.iter().sum();
+    assert!((60.0..140.0).contains(&count), "{count}");
+    let off = Tensor::from_bool(vec![], &[false]);
+    let out = run("", "Dropout", 13, &[], &[&x, &ratio, &off].map(In::Fed), 2);
+    assert!(values(&out[0]).iter().chain(&values(&out[1])).all(|&v| v == 1.0));
+}
+
+#[test]
+fn losses_leave_ignored_classes_out_of_the_mean() {
+    let scores = f32s(&[3, 2], &[1.0, 3.0, 2.0, 2.0, 5.0, 0.0]);
+    let target = Tensor::from_i64(vec![3], &[0, -1, 0]);
+    let weight = f32s(&[2], &[2.0, 1.0]);
+    let y = one("NegativeLogLikelihoodLoss", 13, &[("ignore_index", A::I(-1))], &[&scores, &target, &weight]);
+    close(&y, &[], &[-(2.0 * 1.0 + 2.0 * 5.0) / 4.0], 1e-6);
+}
