@@ -1,7 +1,7 @@
 //! From loop IR to machine code.
 //!
-//! An emitter ([`Backend`]) takes functions in machine form and translates them one to one; all
-//! decisions were taken before. The result is one relocatable, position-independent object per
+//! An emitter ([`Backend`]) takes functions in machine form, puts the instructions of each block in order of
+//! demand, and translates them one to one; all other decisions were taken before. The result is one relocatable, position-independent object per
 //! function with a single global symbol and no undefined ones.
 
 mod entry;
