@@ -204,9 +204,10 @@ impl<'m> Importer<'m> {
             }
             (Some(type_proto::Value::SequenceType(s)), Some(Structure::Sequence(items))) => {
                 let elem = s.elem_type.get_or_default();
+                let own = self.with_own_dims(elem);
                 let (mut vals, mut ports) = (Vec::new(), Vec::new());
                 for (i, item) in items.iter().enumerate() {
-                    let (v, p) = self.graph_input(b, &format!("{name}.{i}"), elem, Some(item))?;
+                    let (v, p) = self.graph_input(b, &format!("{name}.{i}"), &own, Some(item))?;
                     vals.push(v);
                     ports.push(p);
                 }
@@ -230,6 +231,22 @@ impl<'m> Importer<'m> {
             (None, _) => Err(at(Diagnostic::invalid(Code::Type, "no type"))),
             _ => Err(at(Diagnostic::unsupported(Code::Type, "maps and sparse tensors are not supported"))),
         }
+    }
+
+    /// The element type of a sequence for one element: a named dim may have another value in each.
+    fn with_own_dims(&self, elem: &TypeProto) -> TypeProto {
+        let mut own = elem.clone();
+        if let Some(type_proto::Value::TensorType(t)) = &mut own.value
+            && let Some(shape) = t.shape.as_mut()
+        {
+            for d in &mut shape.dim {
+                let named = matches!(&d.value, Some(dimension::Value::DimParam(p)) if !self.opts.dims.contains_key(p));
+                if named {
+                    d.value = None;
+                }
+            }
+        }
+        own
     }
 
     /// Dims of an input: fixed, a symbol per `dim_param`, or a fresh symbol.

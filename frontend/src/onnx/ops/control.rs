@@ -15,7 +15,7 @@ fn tensors(vals: Vec<Val>) -> Result<Vec<V>, OpError> {
         .map(|v| match v {
             Val::Tensor(v) => Ok(v),
             _ => Err(OpError::unsupported(
-                Code::Type,
+                Code::Dynamic,
                 "sequences and optionals that leave a subgraph at run time",
             )
             .hint("make the condition or the trip count a constant")),

@@ -34,6 +34,7 @@ mod random;
 mod reduce;
 mod resize;
 mod rnn;
+mod sequence;
 mod shape;
 mod signal;
 mod softmax;
@@ -86,6 +87,7 @@ static THEMES: &[&[Op]] = &[
     reduce::OPS,
     resize::OPS,
     rnn::OPS,
+    sequence::OPS,
     shape::OPS,
     signal::OPS,
     softmax::OPS,
