@@ -46,7 +46,48 @@ pub struct Imported {
     pub outputs: Vec<Port>,
 }
 
-/// Reads the model in `path`: ONNX.
+/// Reads the model in `path`: the native text form where the name ends in `.ksg`, else ONNX.
 pub fn load(path: impl AsRef<Path>, opts: &ImportOptions) -> Result<Imported, Vec<Diagnostic>> {
-    onnx::load(path.as_ref(), opts)
+    let path = path.as_ref();
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("ksg")) {
+        return native(path, opts).map_err(|d| vec![d]);
+    }
+    onnx::load(path, opts)
+}
+
+/// A model in the text form of the graph IR, verified.
+fn native(path: &Path, opts: &ImportOptions) -> Result<Imported, Diagnostic> {
+    let io = |e: std::io::Error| Diagnostic::new(Kind::Io, Code::File, format!("{}: {e}", path.display()));
+    let size = std::fs::metadata(path).map_err(io)?.len();
+    if size > opts.max_model_bytes {
+        return Err(Diagnostic::limit(format!(
+            "{size} bytes of text, at most {} are read",
+            opts.max_model_bytes
+        )));
+    }
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let invalid = |e: ir::IrError| Diagnostic::invalid(Code::Format, format!("{}: {e}", path.display()));
+    let module = ir::text::graph::parse(&text).map_err(invalid)?;
+    ir::verify::graph::verify(&module).map_err(invalid)?;
+    let g = &module.graph;
+    let inputs = g.inputs.iter().map(|&v| Port::tensor(g[v].name.clone().unwrap_or_default())).collect();
+    let outputs = module.output_names.iter().map(Port::tensor).collect();
+    Ok(Imported { module, inputs, outputs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn native_text_is_a_model() {
+        let path = std::env::temp_dir().join(format!("kernelsmith-{}.ksg", std::process::id()));
+        std::fs::write(&path, "graph @g(%x: f32[2]) {\n  %y = neg %x : f32[2]\n  return %y\n}\n").unwrap();
+        let m = load(&path, &ImportOptions::default()).unwrap();
+        assert_eq!((m.inputs.len(), m.outputs.len()), (1, 1));
+        std::fs::write(&path, "graph @g(%x: f32[2]) {\n  %y = neg %x : f32[3]\n  return %y\n}\n").unwrap();
+        let problems = load(&path, &ImportOptions::default()).unwrap_err();
+        assert!(problems[0].message.contains("expected f32[2], found f32[3]"), "{}", problems[0]);
+        std::fs::remove_file(&path).unwrap();
+    }
 }

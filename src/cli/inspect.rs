@@ -15,6 +15,9 @@ pub(super) struct InspectArgs {
     /// Print the model at this stage instead of the summary
     #[arg(long)]
     stage: Option<Stage>,
+    /// With --stage import or graph: large constants too, so that the text is a model (.ksg)
+    #[arg(long)]
+    full: bool,
     /// Write the canonical graph in DOT form
     #[arg(long, value_name = "FILE")]
     dot: Option<PathBuf>,
@@ -45,7 +48,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
     let options = args.model.options();
     let module = driver::import(&args.model.model, &options)?.module;
     if args.stage == Some(Stage::Import) {
-        println!("{}", ir::text::graph::print(&module));
+        print!("{}", graph_text(&module, args.full));
         return Ok(Outcome::Good);
     }
     let backend = driver::backend(&options)?;
@@ -60,7 +63,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
             let summary = Summary::new(&lowered, imported, backend.name());
             text = if args.json { format!("{:#}\n", summary.json()) } else { summary.text() };
         }
-        Some(Stage::Import | Stage::Graph) => text = ir::text::graph::print(&lowered.module),
+        Some(Stage::Import | Stage::Graph) => text = graph_text(&lowered.module, args.full),
         Some(Stage::Kernels) => {
             for k in &lowered.kernels {
                 text += &k.kernel.to_string();
@@ -91,6 +94,15 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
     }
     print!("{text}");
     Ok(Outcome::Good)
+}
+
+/// Graph IR as text; constants of more than 4 KiB are left out unless `full`.
+fn graph_text(m: &Module, full: bool) -> String {
+    let mut printer = ir::text::graph::Printer::new(m);
+    if !full {
+        printer.elide_above = 4 << 10;
+    }
+    printer.module()
 }
 
 /// What a person wants to know first.
@@ -142,7 +154,7 @@ impl<'a> Summary<'a> {
     }
 
     fn scalar_share(&self) -> f64 {
-        let flops: f64 = self.scalar.iter().map(|s| s.1).sum();
+        let flops = self.scalar.iter().fold(0.0, |sum, s| sum + s.1);
         if self.flops > 0.0 { flops / self.flops } else { 0.0 }
     }
 
