@@ -2,7 +2,7 @@
 //!
 //! Steps are numbered in order of execution, nested ones included; a buffer lives from the first step
 //! that mentions it to the last one (to the end of a loop that it enters from outside). A buffer is laid
-//! out at the first [`Step::Layout`] that knows its symbols and that no loop rebinds between there and
+//! out at the first [`Step::Layout`] that knows its symbols for good: none of them is bound again before
 //! the first use. Buffers of static size get offsets by best fit, largest first. Buffers of symbolic
 //! size share slots with others that live at other times; a slot is as large as its largest member.
 
@@ -40,6 +40,8 @@ struct Walk<'a> {
     /// By scope: its last step, whether it is a loop, symbols that it rebinds.
     ends: HashMap<usize, usize>,
     rebinds: HashMap<usize, HashSet<Sym>>,
+    /// Steps that give a symbol a value.
+    binds: Vec<(usize, Sym)>,
     buffers: &'a [Buffer],
 }
 
@@ -55,10 +57,11 @@ pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
         scopes: Vec::new(),
         ends: HashMap::new(),
         rebinds: HashMap::new(),
+        binds: Vec::new(),
         buffers,
     };
     walk.steps(steps);
-    let Walk { lives, markers, ends, rebinds, .. } = walk;
+    let Walk { lives, markers, ends, rebinds, binds, .. } = walk;
 
     // which marker lays each buffer out
     let mut members: Vec<Vec<BufferId>> = vec![Vec::new(); markers.len()];
@@ -74,12 +77,14 @@ pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
         let life = &lives[&id];
         let usable = |m: &Marker| {
             let dominates = m.at < life.first && m.scopes.iter().all(|s| life.loops.contains(s));
-            // inside every loop that rebinds one of its symbols
-            let stable = life
-                .loops
-                .iter()
-                .filter(|l| !m.scopes.contains(l))
-                .all(|l| rebinds.get(l).is_none_or(|set| syms.iter().all(|s| !set.contains(s))));
+            // after the last step that binds one of its symbols, and inside every loop that does
+            let unbound = |(at, s): &(usize, Sym)| m.at < *at && *at < life.first && syms.contains(s);
+            let stable = !binds.iter().any(unbound)
+                && life
+                    .loops
+                    .iter()
+                    .filter(|l| !m.scopes.contains(l))
+                    .all(|l| rebinds.get(l).is_none_or(|set| syms.iter().all(|s| !set.contains(s))));
             dominates
                 && stable
                 && symbols_of(std::slice::from_ref(&buffer.bytes)).iter().all(|s| m.known.contains(s))
@@ -163,6 +168,7 @@ impl Walk<'_> {
 
     fn bind(&mut self, s: Sym) {
         self.known.insert(s);
+        self.binds.push((self.at, s));
         for scope in &self.scopes {
             if let Some(set) = self.rebinds.get_mut(scope) {
                 set.insert(s);
