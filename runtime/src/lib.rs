@@ -4,6 +4,8 @@
 
 pub mod arena;
 pub mod context;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 mod exec;
 pub mod host_fns;
