@@ -10,7 +10,8 @@ use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, static_elems};
 use crate::kernels::{Build, KernelUnit};
 use crate::pull::{Home, PullError, Unit, locate};
-use ir::{DType, Layout, OpId, Origin, Prim, ValueId};
+use crate::winograd;
+use ir::{DType, Layout, OpId, Origin, Prim, TensorType, ValueId};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 const PASS: &str = "group";
@@ -24,6 +25,25 @@ pub enum Item {
     Host(OpId),
 }
 
+/// A buffer between the kernels of one algorithm, which belongs to no value of the graph. Its id lies
+/// beyond those of the graph's values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Temp {
+    pub id: ValueId,
+    pub ty: TensorType,
+    /// Written once per program.
+    pub init: bool,
+}
+
+/// What grouping may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices {
+    /// Nodes that one expression may have.
+    pub limit: usize,
+    /// Winograd's form for the convolutions where it pays.
+    pub winograd: bool,
+}
+
 /// What one graph executes, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -34,6 +54,7 @@ pub struct Plan {
     pub constant: Vec<bool>,
     /// Layouts other than row-major, by value.
     pub layouts: HashMap<ValueId, Layout>,
+    pub temps: Vec<Temp>,
 }
 
 /// What is known of a candidate from those of its consumers that are in the region.
@@ -59,15 +80,16 @@ struct Planner<'a> {
     facts: GraphFacts,
     homes: HashMap<ValueId, Home>,
     demanded: Vec<bool>,
-    limit: usize,
+    choices: Choices,
+    temps: Vec<Temp>,
 }
 
-/// Groups the ops of one graph. `limit`: nodes that one expression may have.
-pub fn plan(unit: Unit, origins: &[Origin], limit: usize) -> Result<Plan> {
+/// Groups the ops of one graph.
+pub fn plan(unit: Unit, origins: &[Origin], choices: Choices) -> Result<Plan> {
     let facts = GraphFacts::new(unit);
     let homes = find_homes(unit, &facts);
     let demanded = vec![false; unit.graph.value_count()];
-    let mut p = Planner { unit, origins, facts, homes, demanded, limit };
+    let mut p = Planner { unit, origins, facts, homes, demanded, choices, temps: Vec::new() };
     for &v in &unit.graph.outputs {
         p.demand(v);
     }
@@ -78,7 +100,7 @@ pub fn plan(unit: Unit, origins: &[Origin], limit: usize) -> Result<Plan> {
     }
     items.reverse();
     let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact);
-    Ok(Plan { items, homes: p.homes, constant: p.facts.constant, layouts })
+    Ok(Plan { items, homes: p.homes, constant: p.facts.constant, layouts, temps: p.temps })
 }
 
 /// Which values are written straight into the buffer of the concat, pad or update that uses them.
@@ -223,11 +245,50 @@ impl Planner<'_> {
                 items.push(Item::Kernel(unit));
             }
             _ => {
+                if let Some(units) = self.winograd(id, result) {
+                    return Ok(units.into_iter().map(Item::Kernel).collect());
+                }
                 let unit = self.build(id, &[result], |b| b.root(result))?;
                 items.push(Item::Kernel(unit));
             }
         }
         Ok(items)
+    }
+
+    /// The kernels of a group around a convolution that is better computed in Winograd's form.
+    fn winograd(&mut self, id: OpId, root: ValueId) -> Option<Vec<KernelUnit>> {
+        let g = self.unit.graph;
+        if !self.choices.winograd || self.facts.constant[root.index()] {
+            return None;
+        }
+        let region = self.grow(id, &[root], &HashSet::new(), false);
+        let site = region.iter().find_map(|&conv| {
+            let op = &g[g.def_op(conv)?];
+            let [x, w] = *op.operands.as_slice() else { return None };
+            let pays = winograd::pays(&op.prim, &g[w].ty, &g[conv].ty, self.unit.symbols);
+            let Prim::Convolve { window, .. } = &op.prim else { return None };
+            let same = g[root].ty.shape == g[conv].ty.shape && window.iter().all(|d| d.pad_lo.is_const(0));
+            (pays && same && self.facts.constant[w.index()]).then_some(winograd::Site { conv, x, w, root })
+        })?;
+        let inline = |v: ValueId| region.contains(&v);
+        let build =
+            Build { unit: self.unit, homes: &self.homes, inline: &inline, limit: self.choices.limit, op: id };
+        let mut temps = self.temps.clone();
+        let units = winograd::build(&build, site, &mut temps).ok()??;
+        self.temps = temps;
+        self.demand_reads(&region);
+        Some(units)
+    }
+
+    /// Demands what the members of a region read.
+    fn demand_reads(&mut self, region: &HashSet<ValueId>) {
+        let g = self.unit.graph;
+        for &v in region {
+            let Some(def) = g.def_op(v) else { continue };
+            for &x in g[def].operands.iter().filter(|x| !region.contains(x)) {
+                self.demand(x);
+            }
+        }
     }
 
     /// Gets `piece` into the buffer of `into`: its own kernel writes it there, or a copy does.
@@ -271,20 +332,15 @@ impl Planner<'_> {
                 homes: &self.homes,
                 inline: &inline,
                 // a region of views alone has no better form: it may be as large as it is
-                limit: if forced.len() > region.len() { usize::MAX } else { self.limit },
+                limit: if forced.len() > region.len() { usize::MAX } else { self.choices.limit },
                 op,
             };
             match f(&build) {
                 Ok(mut built) => {
                     built.init = root_init;
                     // demand the values, not their homes: a home is demanded by its own op
-                    let mut read: Vec<ValueId> = Vec::new();
-                    for &v in &region {
-                        let Some(def) = g.def_op(v) else { continue };
-                        read.extend(g[def].operands.iter().filter(|x| !region.contains(x)));
-                    }
-                    read.extend(seeds.iter().filter(|x| !region.contains(x)));
-                    read.into_iter().for_each(|v| self.demand(v));
+                    self.demand_reads(&region);
+                    seeds.iter().filter(|x| !region.contains(x)).for_each(|&v| self.demand(v));
                     return Ok(built);
                 }
                 Err(PullError::Materialise(v)) if forced.insert(v) && !g[op].results.contains(&v) => {}

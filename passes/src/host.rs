@@ -6,7 +6,7 @@
 
 use crate::error::{PassError, Result};
 use crate::facts::static_elems;
-use crate::group::{Item, Plan, plan};
+use crate::group::{Choices, Item, Plan, plan};
 use crate::kernels::KernelUnit;
 use crate::pull::Unit;
 use crate::schedule::operands::Operand;
@@ -34,7 +34,7 @@ pub struct Planned {
 }
 
 /// Groups all graphs of the module and schedules their kernels.
-pub fn schedule(module: Module, target: &TargetDesc, pull_limit: usize) -> Result<Planned> {
+pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result<Planned> {
     let mut s = Scheduler {
         consts: &module.consts,
         origins: &module.origins,
@@ -42,7 +42,7 @@ pub fn schedule(module: Module, target: &TargetDesc, pull_limit: usize) -> Resul
         out: Planned::default(),
         kernel_ids: HashMap::new(),
         const_buffers: HashMap::new(),
-        pull_limit,
+        choices,
         target,
         needs: HashMap::new(),
         packed: HashMap::new(),
@@ -86,7 +86,7 @@ pub(crate) struct Scheduler<'m> {
     pub(crate) out: Planned,
     kernel_ids: HashMap<String, usize>,
     const_buffers: HashMap<ConstId, BufferId>,
-    pull_limit: usize,
+    choices: Choices,
     pub(crate) target: &'m TargetDesc,
     /// What contractions need of their operands, by [`kernel_key`].
     pub(crate) needs: HashMap<String, Vec<Operand>>,
@@ -153,6 +153,12 @@ impl Scheduler<'_> {
         if let Some(&b) = f.buffers.get(&v) {
             return b;
         }
+        if let Some(temp) = f.plan.temps.iter().find(|t| t.id == v) {
+            let place = if temp.init { Place::Init } else { Self::arena() };
+            let id = self.buffer("winograd".into(), &temp.ty.clone(), place, None);
+            f.buffers.insert(v, id);
+            return id;
+        }
         let g = f.graph;
         let value = &g[v];
         let op = g.def_op(v);
@@ -206,7 +212,7 @@ impl Scheduler<'_> {
     pub(crate) fn graph(&mut self, f: &mut Frame) -> Result<()> {
         let symbols = self.symbols.clone();
         let unit = Unit { graph: f.graph, consts: self.consts, symbols: &symbols };
-        f.plan = plan(unit, self.origins, self.pull_limit)?;
+        f.plan = plan(unit, self.origins, self.choices)?;
         f.steps.push(self.layout());
         let mut checks = self.checks(f.graph)?.into_iter().peekable();
         let items = std::mem::take(&mut f.plan.items);

@@ -32,7 +32,7 @@ pub struct Build<'a> {
 type Result<T> = std::result::Result<T, PullError>;
 
 impl<'a> Build<'a> {
-    fn puller(&self) -> Puller<'a> {
+    pub fn puller(&self) -> Puller<'a> {
         Puller::new(self.unit, self.inline, self.homes, self.limit)
     }
 
@@ -49,7 +49,7 @@ impl<'a> Build<'a> {
         (axes, index)
     }
 
-    fn finish(&self, mut p: Puller<'a>, domain: Vec<Axis>, tail: Vec<Stmt>) -> KernelUnit {
+    pub fn finish(&self, mut p: Puller<'a>, domain: Vec<Axis>, tail: Vec<Stmt>) -> KernelUnit {
         let mut kernel = std::mem::take(&mut p.kernel);
         kernel.domain = domain;
         kernel.stmts = std::mem::take(&mut p.stmts);

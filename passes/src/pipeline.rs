@@ -89,7 +89,7 @@ pub const PASSES: &[Pass] = &[
         name: "separate-pads",
         stage: Stage::Canonical,
         reason: "convolutions without guards; before cse, since branches often pad the same value",
-        run: |s, _| on_graph(s, graph::separate_pads),
+        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.winograd)),
     },
     Pass {
         name: "cse",
@@ -107,7 +107,7 @@ pub const PASSES: &[Pass] = &[
         name: "group",
         stage: Stage::Kernels,
         reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
-        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.pull_limit)?)),
+        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices())?)),
     },
     Pass {
         name: "place-buffers",

@@ -67,6 +67,9 @@ pub struct Puller<'a> {
     pub pulled: Vec<OpId>,
     /// The value that each of `stmts` computes.
     pub stmt_values: Vec<ValueId>,
+    /// Elements of a value that an algorithm has computed already; it has no others.
+    pub overrides: HashMap<(ValueId, Vec<Dim>), ExprId>,
+    writes: HashMap<ValueId, BufId>,
 }
 
 impl<'a> Puller<'a> {
@@ -95,6 +98,8 @@ impl<'a> Puller<'a> {
             limit,
             pulled: Vec::new(),
             stmt_values: Vec::new(),
+            overrides: HashMap::new(),
+            writes: HashMap::new(),
         }
     }
 
@@ -127,7 +132,7 @@ impl<'a> Puller<'a> {
         self.dtypes[e.0 as usize]
     }
 
-    fn expr(&mut self, e: Expr, dtype: DType) -> ExprId {
+    pub fn expr(&mut self, e: Expr, dtype: DType) -> ExprId {
         let id = self.kernel.expr(e);
         if id.0 as usize == self.dtypes.len() {
             self.dtypes.push(dtype);
@@ -185,6 +190,38 @@ impl<'a> Puller<'a> {
         id
     }
 
+    /// The buffer of `value` as one result of several stores.
+    pub fn output(&mut self, value: ValueId) -> BufId {
+        if let Some(&b) = self.writes.get(&value) {
+            return b;
+        }
+        let b = self.buffer(value, Access::Write);
+        self.writes.insert(value, b);
+        b
+    }
+
+    /// A buffer of f32 that belongs to no value of the graph, as an operand of the kernel.
+    pub fn temp(&mut self, id: ValueId, shape: &[Dim], access: Access) -> BufId {
+        if access == Access::Read
+            && let Some(&b) = self.reads.get(&id)
+        {
+            return b;
+        }
+        let b = self.kernel.add_buffer(Buffer {
+            name: format!("temp{}", self.args.len()),
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            layout: Layout::row_major(shape.len()),
+            access,
+            constant: false,
+        });
+        self.args.push(id);
+        if access == Access::Read {
+            self.reads.insert(id, b);
+        }
+        b
+    }
+
     /// The buffer in which `value` lies, and the index there of element `index`.
     pub fn locate(&self, value: ValueId, index: &[Dim]) -> (ValueId, Vec<Dim>) {
         locate(self.homes, value, index)
@@ -211,6 +248,11 @@ impl<'a> Puller<'a> {
         self.nodes += 1;
         let e = if let Some(e) = self.scalar_const(v) {
             e
+        } else if self.overrides.keys().any(|(o, _)| *o == v) {
+            match self.overrides.get(&(v, key.1.clone())) {
+                Some(&e) => e,
+                None => return Err(PullError::Materialise(v)),
+            }
         } else if (self.inline)(v) && self.unit.graph.def_op(v).is_some() {
             if self.nodes > self.limit {
                 return Err(PullError::Materialise(v));
@@ -241,7 +283,7 @@ impl<'a> Puller<'a> {
     }
 
     /// Element of `v` where `guards` hold, else `fill`.
-    fn pull_guarded(
+    pub fn pull_guarded(
         &mut self,
         v: ValueId,
         index: Vec<Dim>,
@@ -268,7 +310,7 @@ impl<'a> Puller<'a> {
     }
 
     /// Element of `v` with every read under additional guards; of no meaning where they fail.
-    fn pull_under(&mut self, v: ValueId, index: Vec<Dim>, guards: &[Guard]) -> Result<ExprId> {
+    pub fn pull_under(&mut self, v: ValueId, index: Vec<Dim>, guards: &[Guard]) -> Result<ExprId> {
         let before = self.guards.len();
         for g in guards {
             if !self.guards.contains(g) {

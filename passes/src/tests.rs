@@ -392,3 +392,27 @@ fn loops() {
         check(&m, &inputs);
     }
 }
+
+#[test]
+fn winograd_convolution() {
+    // ragged tiles, a residual, and a shape whose tiles are whole
+    for (h, w, pad) in [(13, 18, 1), (12, 16, 1), (14, 17, 0)] {
+        let mut b = Builder::new("winograd");
+        let d = Dim::from;
+        let n = b.symbol("n", 1, 8);
+        let x = b.input("x", DType::F32, vec![n, d(32), d(h), d(w)]);
+        let y = b.tanh(x).unwrap();
+        let k = b.random_constant(DType::F32, &[40, 32, 3, 3], 7, 0.0, 0.1).unwrap();
+        let bias = b.random_constant(DType::F32, &[40, 1, 1], 8, 0.0, 1.0).unwrap();
+        let y = b.convolve(y, k, &[window(1, pad), window(1, pad)], 1, DType::F32).unwrap();
+        let y = b.add(y, bias).unwrap();
+        let y = b.exp(y).unwrap();
+        let k = b.random_constant(DType::F32, &[32, 40, 3, 3], 9, 0.0, 0.1).unwrap();
+        let z = b.convolve(y, k, &[window(1, 1), window(1, 1)], 1, DType::F32).unwrap();
+        let z = if pad == 1 { b.add(z, x).unwrap() } else { z };
+        let m = b.finish(&[("z".into(), z)]).unwrap();
+        let p = check(&m, &[data(DType::F32, &[1, 32, h as usize, w as usize], 3)]);
+        let products = names(&p).iter().filter(|n| **n == "winograd_products").count();
+        assert!(products >= 1, "{:?}", names(&p));
+    }
+}

@@ -10,13 +10,15 @@ use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{ConstData, ConstSource, DType, Dim, Module, Symbols, TensorType, ValueId};
 
-pub fn separate_pads(module: &mut Module) -> Result<()> {
+/// `winograd`: leave room for whole tiles behind convolutions that will be computed that way.
+pub fn separate_pads(module: &mut Module, winograd: bool) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Pads { symbols })
+    rewrite(module, &mut Pads { symbols, winograd })
 }
 
 struct Pads {
     symbols: Symbols,
+    winograd: bool,
 }
 
 fn is_padded(window: &[WindowDim]) -> bool {
@@ -66,11 +68,28 @@ impl Rule for Pads {
     fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
         let types = site.types.to_vec();
         match &site.op.prim {
-            Prim::Convolve { window, groups, acc } if is_padded(window) => {
+            Prim::Convolve { window, groups, acc } => {
                 let [x, w] = *site.operands else { return Ok(None) };
+                let constant = matches!(site.def(w), Some(op) if matches!(op.prim, Prim::Const(_)));
+                let tiled = self.winograd
+                    && constant
+                    && crate::winograd::pays(&site.op.prim, site.ty(w), &types[0], &self.symbols);
+                // what is padded for the tiles' sake only is cropped again by the convolution
+                let (mut padded, mut plain) = (window.clone(), unpadded(window));
+                if tiled {
+                    let extents = &types[0].shape[2..];
+                    for ((before, after), n) in padded.iter_mut().zip(&mut plain).zip(extents) {
+                        let extra = crate::winograd::overhang(n, &self.symbols);
+                        before.pad_hi = &before.pad_hi + &extra;
+                        after.pad_hi = -extra;
+                    }
+                }
+                if !is_padded(&padded) {
+                    return Ok(None);
+                }
                 let zero = Scalar::zero(site.ty(x).dtype);
-                let x = self.pad(cx, site, x, window, zero)?;
-                let prim = Prim::Convolve { window: unpadded(window), groups: *groups, acc: *acc };
+                let x = self.pad(cx, site, x, &padded, zero)?;
+                let prim = Prim::Convolve { window: plain, groups: *groups, acc: *acc };
                 Ok(Some(site.push(prim, vec![x, w], types)))
             }
             Prim::WindowReduce { monoid, size, window } if is_padded(window) => {
