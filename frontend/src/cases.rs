@@ -287,6 +287,9 @@ pub fn compare_tensors(
         return Ok(());
     }
     if want.dtype == DType::String {
+        if got.strings.len() != want.strings.len() {
+            return Err(format!("{} strings, expected {}", got.strings.len(), want.strings.len()));
+        }
         return match got.strings.iter().zip(&want.strings).position(|(a, b)| a != b) {
             Some(i) => Err(format!("string {i} is {:?}, expected {:?}", got.strings[i], want.strings[i])),
             None => Ok(()),

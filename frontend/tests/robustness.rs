@@ -1,7 +1,7 @@
 //! No input makes the importer panic: cut and mutated models, hostile sizes, external data that points
 //! elsewhere.
 //!
-//! `KERNELSMITH_FUZZ=DIR` mutates every `.onnx` file below DIR as well.
+//! `KERNELSMITH_FUZZ=DIR` mutates every `.onnx` file below DIR as well, `KERNELSMITH_FUZZ_ROUNDS` times each.
 
 use kernelsmith_frontend::onnx::load_bytes;
 use kernelsmith_frontend::{Code, Diagnostic, ImportOptions, Kind, load};
@@ -196,20 +196,36 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Places that panicked, each with the first model that led there.
-#[derive(Default)]
-struct Panics(std::collections::BTreeMap<String, String>);
+/// Places that panicked, each with the first model that led there; and what took too long.
+struct Panics {
+    found: std::collections::BTreeMap<String, String>,
+    trace: bool,
+}
 
 impl Panics {
+    fn new() -> Panics {
+        Panics { found: Default::default(), trace: std::env::var_os("KERNELSMITH_FUZZ_TRACE").is_some() }
+    }
     fn try_import(&mut self, what: &str, bytes: &[u8]) {
         let copy = bytes.to_vec();
+        if self.trace {
+            // what hangs or exhausts the memory is found here
+            let _ = std::fs::write(std::env::temp_dir().join("kernelsmith-trace.onnx"), bytes);
+        }
+        let start = std::time::Instant::now();
         let result = std::panic::catch_unwind(|| {
             let opts = ImportOptions { max_nodes: 10_000, ..ImportOptions::default() };
             let _ = load_bytes(copy, None, &opts);
         });
+        let took = start.elapsed();
+        if took.as_secs() >= 5 {
+            let file = std::env::temp_dir().join("kernelsmith-slow.onnx");
+            let _ = std::fs::write(&file, bytes);
+            self.found.insert(format!("took {took:?}"), format!("{what} ({})", file.display()));
+        }
         if result.is_err() {
             let place = LAST_PANIC.lock().map(|p| p.clone()).unwrap_or_default();
-            self.0.entry(place).or_insert_with(|| {
+            self.found.entry(place).or_insert_with(|| {
                 let file = std::env::temp_dir().join(format!("kernelsmith-panic-{}.onnx", bytes.len()));
                 let _ = std::fs::write(&file, bytes);
                 format!("{what} ({})", file.display())
@@ -217,7 +233,7 @@ impl Panics {
         }
     }
     fn check(self) {
-        assert!(self.0.is_empty(), "{:#?}", self.0);
+        assert!(self.found.is_empty(), "{:#?}", self.found);
     }
 }
 
@@ -235,7 +251,7 @@ fn note_panics() {
 #[test]
 fn cut_models_are_errors() {
     note_panics();
-    let mut panics = Panics::default();
+    let mut panics = Panics::new();
     for (name, bytes) in seeds() {
         let cuts = (0..bytes.len())
             .step_by(if bytes.len() > 20_000 { 997 } else { 97 })
@@ -250,10 +266,11 @@ fn cut_models_are_errors() {
 #[test]
 fn mutated_models_do_not_panic() {
     note_panics();
-    let mut panics = Panics::default();
+    let mut panics = Panics::new();
     let mut rng = Rng(0x1234_5678_9abc_def1);
+    let rounds = std::env::var("KERNELSMITH_FUZZ_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(200);
     for (name, bytes) in seeds() {
-        for round in 0..200 {
+        for round in 0..rounds {
             let mut b = bytes.clone();
             for _ in 0..1 + rng.below(6) {
                 let at = rng.below(b.len());

@@ -199,8 +199,14 @@ impl<'m> NodeCx<'_, 'm> {
     pub fn rank(&self, v: V) -> usize {
         self.b.ty(v).shape.len()
     }
-    pub fn dim(&self, v: V, axis: usize) -> Dim {
-        self.b.ty(v).shape[axis].clone()
+    /// Extent of one axis; a rank that is too small is an error.
+    pub fn dim(&self, v: V, axis: usize) -> Result<Dim, OpError> {
+        self.b.shape(v).get(axis).cloned().ok_or_else(|| {
+            OpError::invalid(
+                Code::Shape,
+                format!("expected rank {} at least, found {}", axis + 1, self.rank(v)),
+            )
+        })
     }
 
     // ---- attributes ------------------------------------------------------------------------

@@ -140,8 +140,11 @@ pub fn attend(b: &mut Builder, q: V, k: V, v: V, scores: Scores) -> Result<Atten
 pub fn split_heads(b: &mut Builder, x: V, heads: i64) -> Result<V> {
     let s = b.shape(x).to_vec();
     let heads = Dim::from(heads);
-    let size = s[2].floor_div(&heads, b.symbols());
-    let x = b.reshape(x, &[s[0].clone(), s[1].clone(), heads, size])?;
+    let [batch, time, width] = s.as_slice() else {
+        return Err(IrError::ty("attention", format!("expected rank 3, found {}", s.len())));
+    };
+    let size = width.floor_div(&heads, b.symbols());
+    let x = b.reshape(x, &[batch.clone(), time.clone(), heads, size])?;
     b.transpose(x, &[0, 2, 1, 3])
 }
 
@@ -222,13 +225,13 @@ fn attention(cx: &mut NodeCx) -> OpResult {
     let (k, v, past) = match (past_k, past_v) {
         (Some(pk), Some(pv)) => {
             cx.check_rank("past_key", pk, 4)?;
-            (cx.b.concat(&[pk, k], 2)?, cx.b.concat(&[pv, v], 2)?, cx.dim(pk, 2))
+            (cx.b.concat(&[pk, k], 2)?, cx.b.concat(&[pv, v], 2)?, cx.dim(pk, 2)?)
         }
         _ => (k, v, Dim::from(0)),
     };
     let scale = match cx.attrs.float("scale")? {
         Some(s) => f64::from(s),
-        None => inverse_root(cx, &cx.dim(q, 3))?,
+        None => inverse_root(cx, &cx.dim(q, 3)?)?,
     };
     let mut scores = Scores { scale, softcap: cx.float("softcap", 0.0)?.into(), ..Default::default() };
     if cx.attrs.has("softmax_precision") {
@@ -249,7 +252,7 @@ fn attention(cx: &mut NodeCx) -> OpResult {
     if windows[1] >= 0 {
         reach.right = Some(reach.right.map_or(windows[1], |r| r.min(windows[1])));
     }
-    let (s, t) = (cx.dim(q, 2), cx.dim(k, 2));
+    let (s, t) = (cx.dim(q, 2)?, cx.dim(k, 2)?);
     let b = &mut *cx.b;
     if let Some(mask) = mask {
         let mask = full_width(b, mask, &t)?;
@@ -319,7 +322,7 @@ fn flex_attention(cx: &mut NodeCx) -> OpResult {
     }
     let scale = match cx.attrs.float("scale")? {
         Some(s) => f64::from(s),
-        None => inverse_root(cx, &cx.dim(q, 3))?,
+        None => inverse_root(cx, &cx.dim(q, 3)?)?,
     };
     let dtype = cx.dtype(q);
     let compute = match cx.attrs.has("softmax_precision") {
@@ -398,7 +401,7 @@ pub fn token_major(cx: &mut NodeCx, x: V) -> Result<V, OpError> {
 
 /// Number of rotated features.
 pub fn rotated_dim(cx: &NodeCx, x: V) -> Result<Dim, OpError> {
-    let size = cx.dim(x, 3);
+    let size = cx.dim(x, 3)?;
     match cx.int("rotary_embedding_dim", 0)? {
         0 => Ok(size),
         n if n > 0 && n % 2 == 0 => Ok(Dim::from(n)),

@@ -196,3 +196,10 @@ pub fn uniform(b: &mut Builder, dtype: DType, shape: &[Dim], seed: u64) -> Resul
     let x = b.convert(top, compute)?;
     b.mul_scalar(x, 2f64.powi(-keep))
 }
+
+/// Extent of one axis; a rank that is too small is an error.
+pub fn extent(b: &Builder, x: V, axis: usize) -> Result<Dim> {
+    b.shape(x).get(axis).cloned().ok_or_else(|| {
+        IrError::ty("shape", format!("expected rank {} at least, found {}", axis + 1, b.rank(x)))
+    })
+}

@@ -240,7 +240,7 @@ fn scan_loop<'m>(
     let Some(&(x, axis, _)) = inputs.first() else {
         return Err(OpError::invalid(Code::Attribute, "no scan inputs"));
     };
-    let count = cx.dim(x, axis);
+    let count = cx.dim(x, axis)?;
     let trip = cx.b.dim_value(&count)?;
     let imp = &mut *cx.imp;
     cx.b.loop_(Some(trip), None, states, |b: &mut Builder, iteration, args| {

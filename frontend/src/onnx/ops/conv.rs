@@ -142,7 +142,7 @@ fn conv_operands(cx: &NodeCx) -> Result<(V, V), OpError> {
 pub fn add_bias(cx: &mut NodeCx, y: V, bias: Option<V>) -> Result<V, OpError> {
     let Some(bias) = bias else { return Ok(y) };
     cx.check_rank("bias", bias, 1)?;
-    let mut shape = vec![cx.dim(bias, 0)];
+    let mut shape = vec![cx.dim(bias, 0)?];
     shape.resize(cx.rank(y) - 1, Dim::from(1));
     let bias = cx.b.reshape(bias, &shape)?;
     Ok(cx.b.add(y, bias)?)

@@ -36,7 +36,7 @@ fn wrapped(cx: &mut NodeCx, indices: V, extent: &Dim) -> Result<V, OpError> {
 fn gather(cx: &mut NodeCx) -> OpResult {
     let (x, indices) = (cx.input(0)?, cx.input(1)?);
     let axis = cx.axis_attr("axis", 0, cx.rank(x))?;
-    let extent = cx.dim(x, axis);
+    let extent = cx.dim(x, axis)?;
     // one index that is a size is a slice, which costs nothing
     if let Some([at]) = cx.b.known(indices).as_deref()
         && cx.dtype(x) != DType::String
@@ -358,7 +358,7 @@ fn unique(cx: &mut NodeCx) -> OpResult {
             (t, shape[1..].to_vec())
         }
     };
-    let n = cx.dim(rows, 0);
+    let n = cx.dim(rows, 0)?;
     let columns =
         Dim::product(&row_shape).as_const().filter(|&m| m <= MAX_UNIQUE_COLUMNS).ok_or_else(|| {
             OpError::unsupported(Code::Shape, format!("slices of more than {MAX_UNIQUE_COLUMNS} elements"))
@@ -383,7 +383,7 @@ fn unique(cx: &mut NodeCx) -> OpResult {
     let is_first = cx.b.eq(position, zero)?;
     let starts_group = cx.b.or(differs, is_first)?;
     let starts = cx.b.compact(starts_group)?;
-    let count = cx.dim(starts, 0);
+    let count = cx.dim(starts, 0)?;
     let first_at = cx.b.gather(order, starts, 0)?;
     let group = cx.b.convert(starts_group, DType::I64)?;
     let group = cx.b.cumulative(Monoid::Sum, group, 0, false, false)?;

@@ -169,7 +169,7 @@ fn grid_sample(cx: &mut NodeCx) -> OpResult {
     let (x, grid) = (cx.input(0)?, cx.input(1)?);
     let rank = cx.rank(x);
     let spatial = rank.saturating_sub(2);
-    if spatial == 0 || cx.rank(grid) != rank || cx.dim(grid, rank - 1).as_const() != Some(spatial as i64) {
+    if spatial == 0 || cx.rank(grid) != rank || cx.dim(grid, rank - 1)?.as_const() != Some(spatial as i64) {
         return Err(OpError::invalid(Code::Shape, "expected input [N, C, D...] and grid [N, O..., r]"));
     }
     let mode = match cx.string("mode", "linear")? {
@@ -495,7 +495,7 @@ fn roi_align(cx: &mut NodeCx) -> OpResult {
     let xs = cx.shape(x);
     let dtype = cx.dtype(x);
     let compute = wide(dtype);
-    let regions = cx.dim(rois, 0);
+    let regions = cx.dim(rois, 0)?;
     let b = &mut *cx.b;
     let rois = b.convert(rois, compute)?;
     let rois = b.mul_scalar(rois, scale)?;

@@ -38,7 +38,7 @@ fn linear_attention(cx: &mut NodeCx) -> OpResult {
         _ => Err(OpError::invalid(Code::Input, format!("update_rule {rule:?} and input {what} do not fit"))),
     };
     let (decay, beta) = (need(decay, gated, "decay")?, need(beta, delta, "beta")?);
-    let width = cx.dim(q, 2).floor_div(&Dim::from(hq), cx.b.symbols());
+    let width = cx.dim(q, 2)?.floor_div(&Dim::from(hq), cx.b.symbols());
     let scale = match cx.float("scale", 0.0)? {
         0.0 => inverse_root(cx, &width)?,
         s => f64::from(s),
@@ -75,7 +75,7 @@ fn linear_attention(cx: &mut NodeCx) -> OpResult {
         };
         let beta = match beta {
             Some(x) => {
-                let own = b.shape(x)[2].as_const().unwrap_or(hk);
+                let own = b.shape(x).get(2).and_then(Dim::as_const).unwrap_or(hk);
                 Some(by_time(b, x, own)?)
             }
             None => None,
@@ -124,7 +124,7 @@ fn causal_conv_with_state(cx: &mut NodeCx) -> OpResult {
     let (x, w, bias, past) = (cx.input(0)?, cx.input(1)?, cx.opt(2)?, cx.opt(3)?);
     cx.check_rank("input", x, 3)?;
     cx.check_rank("weight", w, 3)?;
-    let (channels, taps) = (cx.dim(w, 0), cx.dim(w, 2));
+    let (channels, taps) = (cx.dim(w, 0)?, cx.dim(w, 2)?);
     let silu = match cx.string("activation", "none")? {
         "none" => false,
         "silu" | "swish" => true,

@@ -32,7 +32,7 @@ fn negative_log_likelihood(cx: &mut NodeCx, x: V, target: V, weight: Option<V>) 
     }
     let ignore = cx.attrs.int("ignore_index")?;
     let reduction = cx.string("reduction", "mean")?;
-    let (dtype, classes) = (cx.dtype(x), cx.dim(x, 1));
+    let (dtype, classes) = (cx.dtype(x), cx.dim(x, 1)?);
     let compute = wide(dtype);
     let b = &mut *cx.b;
     let target = b.convert(target, DType::I64)?;

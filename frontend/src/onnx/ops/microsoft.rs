@@ -209,7 +209,7 @@ fn rotary_embedding(cx: &mut NodeCx) -> OpResult {
 
 fn packed_rotary(cx: &mut NodeCx, x: V, ids: V, cos: V, sin: V) -> OpResult {
     let shape = cx.shape(x);
-    let size = &cx.dim(cos, 1) * &Dim::from(2);
+    let size = &cx.dim(cos, 1)? * &Dim::from(2);
     let heads = shape[2].floor_div(&size, cx.b.symbols());
     let tokens = cx.b.reshape(x, &[shape[0].clone(), shape[1].clone(), heads, size.clone()])?;
     let y = rotate_at(cx, tokens, ids, cos, sin, &size)?;
@@ -219,7 +219,7 @@ fn packed_rotary(cx: &mut NodeCx, x: V, ids: V, cos: V, sin: V) -> OpResult {
 /// Rotates x[B, S, H, D] by the rows of the caches that the ids name.
 fn rotate_at(cx: &mut NodeCx, x: V, ids: V, cos: V, sin: V, rotated: &Dim) -> Result<V, OpError> {
     let interleaved = cx.flag("interleaved", false)? || cx.flag("rotary_interleaved", false)?;
-    let seq = cx.dim(x, 1);
+    let seq = cx.dim(x, 1)?;
     let b = &mut *cx.b;
     let ids = if b.rank(ids) == 2 {
         ids
@@ -235,7 +235,7 @@ fn rotate_at(cx: &mut NodeCx, x: V, ids: V, cos: V, sin: V, rotated: &Dim) -> Re
 
 fn scale_of(cx: &NodeCx, q: V) -> Result<f64, OpError> {
     match cx.float("scale", 0.0)? {
-        0.0 => inverse_root(cx, &cx.dim(q, 3)),
+        0.0 => inverse_root(cx, &cx.dim(q, 3)?),
         s => Ok(s.into()),
     }
 }
@@ -254,19 +254,19 @@ fn group_query_attention(cx: &mut NodeCx) -> OpResult {
     let (q, k, v) = match (k, v) {
         (Some(k), Some(v)) => (q, k, v),
         _ => {
-            let size = cx.dim(q, 2).floor_div(&Dim::from(hq + 2 * hk), cx.b.symbols());
+            let size = cx.dim(q, 2)?.floor_div(&Dim::from(hq + 2 * hk), cx.b.symbols());
             let sizes = [hq, hk, hk].map(|h| &size * &Dim::from(h));
             let parts = cx.b.split(q, 2, &sizes)?;
             (parts[0], parts[1], parts[2])
         }
     };
     let (mut q, mut k, v) = (split_heads(cx.b, q, hq)?, split_heads(cx.b, k, hk)?, split_heads(cx.b, v, hk)?);
-    let past = past_k.map_or(Dim::from(0), |p| cx.dim(p, 2));
+    let past = past_k.map_or(Ok(Dim::from(0)), |p| cx.dim(p, 2))?;
     if cx.flag("do_rotary", false)? {
         let (Some(cos), Some(sin)) = (cos, sin) else {
             return Err(OpError::invalid(Code::Input, "do_rotary needs the caches of cosines and sines"));
         };
-        let rotated = &cx.dim(cos, 1) * &Dim::from(2);
+        let rotated = &cx.dim(cos, 1)? * &Dim::from(2);
         let ids = match ids {
             Some(i) => i,
             None => cx.b.dim_value(&past)?,
@@ -281,7 +281,7 @@ fn group_query_attention(cx: &mut NodeCx) -> OpResult {
         (Some(pk), Some(pv)) if !past.is_const(0) => (cx.b.concat(&[pk, k], 2)?, cx.b.concat(&[pv, v], 2)?),
         _ => (k, v),
     };
-    let (s, t) = (cx.dim(q, 2), cx.dim(k, 2));
+    let (s, t) = (cx.dim(q, 2)?, cx.dim(k, 2)?);
     let window = cx.int("local_window_size", -1)?;
     let reach = Reach { left: (window > 0).then_some(window - 1), right: Some(0) };
     let mut scores = Scores {
@@ -313,7 +313,7 @@ fn mask_bias(cx: &mut NodeCx, mask: V, t: &Dim, dtype: DType) -> Result<V, OpErr
     let zero = b.scalar_i64(0)?;
     let counts = match rank {
         1 => {
-            let n = b.shape(mask)[0].clone();
+            let n = compose::extent(b, mask, 0)?;
             let lens = b.reshape(mask, &[n, Dim::from(1), Dim::from(1), Dim::from(1)])?;
             let j = arange(b, DType::I64, t, 3, 4)?;
             b.lt(j, lens)?
@@ -353,11 +353,11 @@ fn multi_head_attention(cx: &mut NodeCx) -> OpResult {
         None => [None; 3],
         Some(bias) => {
             let hidden = if cx.rank(q) == 3 {
-                cx.dim(q, 2)
+                cx.dim(q, 2)?
             } else {
-                cx.dim(bias, 0).floor_div(&Dim::from(3), cx.b.symbols())
+                cx.dim(bias, 0)?.floor_div(&Dim::from(3), cx.b.symbols())
             };
-            let last = cx.dim(bias, 0) - &hidden - &hidden;
+            let last = cx.dim(bias, 0)? - &hidden - &hidden;
             let p = cx.b.split(bias, 0, &[hidden.clone(), hidden, last])?;
             [Some(p[0]), Some(p[1]), Some(p[2])]
         }
@@ -381,7 +381,7 @@ fn multi_head_attention(cx: &mut NodeCx) -> OpResult {
     };
     let (k, v, past) = match (past_k, past_v) {
         (Some(pk), Some(pv)) => {
-            let past = b.shape(pk)[2].clone();
+            let past = compose::extent(b, pk, 2)?;
             (b.concat(&[pk, k], 2)?, b.concat(&[pv, v], 2)?, past)
         }
         _ => (k, v, Dim::from(0)),
@@ -402,7 +402,7 @@ fn masked(
     past: &Dim,
     dtype: DType,
 ) -> Result<(V, V), OpError> {
-    let (s, t) = (cx.dim(q, 2), cx.dim(k, 2));
+    let (s, t) = (cx.dim(q, 2)?, cx.dim(k, 2)?);
     let mask = padding.map(|m| mask_bias(cx, m, &t, dtype)).transpose()?;
     let mut scores = Scores { scale: scale_of(cx, q)?, ..Default::default() };
     scores.bias = add_optional(cx.b, mask, extra)?;
@@ -434,7 +434,7 @@ fn packed_attention(cx: &mut NodeCx) -> OpResult {
     let sizes: Vec<Dim> = match cx.ints("qkv_hidden_sizes")? {
         Some(s) if s.len() == 3 => s.into_iter().map(Dim::from).collect(),
         _ => {
-            let third = cx.dim(w, 1).floor_div(&Dim::from(3), cx.b.symbols());
+            let third = cx.dim(w, 1)?.floor_div(&Dim::from(3), cx.b.symbols());
             vec![third.clone(), third.clone(), third]
         }
     };
@@ -445,7 +445,7 @@ fn packed_attention(cx: &mut NodeCx) -> OpResult {
     let mut before = Dim::from(0);
     if let Some(past) = past {
         let (pk, pv) = (b.index_axis(past, 0, &Dim::from(0))?, b.index_axis(past, 0, &Dim::from(1))?);
-        before = b.shape(pk)[2].clone();
+        before = compose::extent(b, pk, 2)?;
         k = b.concat(&[pk, k], 2)?;
         v = b.concat(&[pv, v], 2)?;
     }

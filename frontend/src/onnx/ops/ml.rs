@@ -256,7 +256,7 @@ fn linear(cx: &mut NodeCx, x: V, targets: Option<i64>) -> Result<V, OpError> {
     let coefficients: Vec<f64> =
         cx.attrs.floats("coefficients")?.unwrap_or_default().iter().map(|&c| c.into()).collect();
     let n = coefficients.len();
-    let features = cx.dim(x, 1);
+    let features = cx.dim(x, 1)?;
     let targets = match (targets, features.as_const()) {
         (Some(t), _) if t > 0 => t as usize,
         (None, Some(f)) if f > 0 => n / f as usize,
@@ -285,7 +285,7 @@ fn linear_classifier(cx: &mut NodeCx) -> OpResult {
     let x = rows(cx)?;
     let labels = Labels::of(cx, "classlabels_ints", "classlabels_strings")?;
     let mut scores = linear(cx, x, None)?;
-    let one_score = cx.dim(scores, 1).is_const(1);
+    let one_score = cx.dim(scores, 1)?.is_const(1);
     if one_score && labels.count() == 2 {
         let n = cx.b.neg(scores)?;
         scores = cx.b.concat(&[n, scores], 1)?;

@@ -5,7 +5,7 @@ use crate::diag::Code;
 use crate::onnx::cx::{NodeCx, OpError, OpResult};
 use ir::build::V;
 use ir::prim::PadMode;
-use ir::{Dim, SymKind};
+use ir::{DType, Dim, SymKind};
 
 pub static OPS: &[Op] = &[
     op("CenterCropPad", 18, center_crop_pad),
@@ -29,95 +29,84 @@ pub static OPS: &[Op] = &[
 fn reshape(cx: &mut NodeCx) -> OpResult {
     let x = cx.input(0)?;
     let shape = cx.shape(x);
+    let copy_zero = !cx.flag("allowzero", false)?;
     let target = if cx.opset < 5 {
         cx.need_ints("shape")?.into_iter().map(Dim::from).collect()
     } else {
         let s = cx.input(1)?;
+        let facts = cx.b.symbols();
+        // an expression that can be negative was read from data elsewhere, and may be a mark
+        let sizes = |d: &Dim| d.as_const().is_some() || d.bounds(facts).0 >= 0;
+        if !cx.b.known(s).is_some_and(|k| k.iter().all(sizes)) && cx.const_ints(s).is_none() {
+            let out = run_time_shape(cx, x, s, copy_zero)?;
+            return Ok(cx.b.reshape(x, &out)?.into());
+        }
         cx.sizes_of(s, -1)?
     };
-    let copy_zero = !cx.flag("allowzero", false)?;
     let out = resolve_shape(cx, &shape, &target, copy_zero)?;
     Ok(cx.b.reshape(x, &out)?.into())
 }
 
 /// The shape that a Reshape to `target` gives: 0 copies the input's dim (where `copy_zero`), -1 takes
-/// what is left. Where an element is known only at run time, both rules become arithmetic.
+/// what is left. Elements that are not constant are sizes.
 fn resolve_shape(cx: &NodeCx, input: &[Dim], target: &[Dim], copy_zero: bool) -> Result<Vec<Dim>, OpError> {
-    let facts = cx.b.symbols();
     let mut out = Vec::with_capacity(target.len());
-    // 1 for the dim that is inferred, as an expression
-    let mut inferred: Vec<Dim> = Vec::with_capacity(target.len());
+    let mut inferred = None;
     for (i, t) in target.iter().enumerate() {
-        let here = input.get(i);
-        match t.as_const() {
-            Some(-1) => {
-                out.push(Dim::from(0));
-                inferred.push(Dim::from(1));
+        out.push(match t.as_const() {
+            Some(-1) if inferred.replace(i).is_some() => {
+                return Err(OpError::invalid(Code::Shape, "more than one element of the shape is -1"));
             }
-            Some(0) if copy_zero => {
-                let d = here.ok_or_else(|| {
-                    OpError::invalid(
-                        Code::Shape,
-                        format!("element {i} of the shape is 0, the input has rank {}", input.len()),
-                    )
-                })?;
-                out.push(d.clone());
-                inferred.push(Dim::from(0));
-            }
-            Some(n) if n < 0 => {
+            Some(0) if copy_zero => input.get(i).cloned().ok_or_else(|| {
+                OpError::invalid(
+                    Code::Shape,
+                    format!("element {i} of the shape is 0, the input has rank {}", input.len()),
+                )
+            })?,
+            Some(n) if n < -1 => {
                 return Err(OpError::invalid(Code::Shape, format!("element {i} of the shape is {n}")));
             }
-            Some(_) => {
-                out.push(t.clone());
-                inferred.push(Dim::from(0));
-            }
-            None => {
-                let (lo, hi) = t.bounds(facts);
-                let zero = Dim::from(0);
-                let mut d = t.max_with(&zero, facts);
-                // an expression of other sizes is a size itself; only an element read at run time may be a mark
-                let is_mark = t.as_sym().is_some_and(|s| facts.get(s).kind == SymKind::Value);
-                if is_mark
-                    && copy_zero
-                    && lo <= 0
-                    && hi >= 0
-                    && let Some(n) = here
-                {
-                    // 1 where t is 0: max(0, 1 - t) is 2 at -1, which the second term takes away
-                    let is_zero = (Dim::from(1) - t).max_with(&zero, facts)
-                        - (Dim::from(0) - t).max_with(&zero, facts) * Dim::from(2);
-                    d = d + is_zero * n;
-                }
-                out.push(d);
-                inferred.push(if is_mark && lo < 0 {
-                    (Dim::from(0) - t).max_with(&zero, facts)
-                } else {
-                    zero
-                });
-            }
-        }
+            _ => t.clone(),
+        });
     }
-    let marks: Vec<usize> = (0..out.len()).filter(|&i| !inferred[i].is_const(0)).collect();
-    if marks.iter().filter(|&&i| inferred[i].is_const(1)).count() > 1 {
-        return Err(OpError::invalid(Code::Shape, "more than one element of the shape is -1"));
-    }
-    match marks.as_slice() {
-        [] => {}
-        [i] if inferred[*i].is_const(1) => {
-            let others: Vec<Dim> =
-                out.iter().enumerate().filter(|(k, _)| k != i).map(|(_, d)| d.clone()).collect();
-            out[*i] = quotient(cx, input, &others)?;
-        }
-        _ => {
-            let total = Dim::product(input);
-            let rest = out.iter().zip(&inferred).fold(Dim::from(1), |p, (d, m)| p * (d + m));
-            let left = total.floor_div(&rest.max_with(&Dim::from(1), facts), facts);
-            for i in marks {
-                out[i] = &out[i] + &inferred[i] * &left;
-            }
-        }
+    if let Some(i) = inferred {
+        let others: Vec<Dim> =
+            out.iter().enumerate().filter(|(k, _)| *k != i).map(|(_, d)| d.clone()).collect();
+        out[i] = quotient(cx, input, &others)?;
     }
     Ok(out)
+}
+
+/// As [`resolve_shape`] where some elements are only known at run time: the same rules on the tensor of
+/// the shape, whose result is bound.
+fn run_time_shape(cx: &mut NodeCx, x: V, target: V, copy_zero: bool) -> Result<Vec<Dim>, OpError> {
+    let input = cx.shape(x);
+    cx.check_rank("shape", target, 1)?;
+    let n = cx.dim(target, 0)?.as_const().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
+        OpError::unsupported(Code::Dynamic, "a shape whose rank is only known when the model is executed")
+    })?;
+    if n > crate::onnx::tensor::MAX_RANK {
+        return Err(OpError::limit(format!("rank {n}")));
+    }
+    let target = cx.b.convert(target, DType::I64)?;
+    let mut sizes = target;
+    if copy_zero {
+        // beyond the input's rank a 0 has nothing to copy: -2 is no size, and refused when it is bound
+        let copied: Vec<Dim> = (0..n).map(|i| input.get(i).cloned().unwrap_or(Dim::from(-2))).collect();
+        let copied = cx.b.dims_vector(&copied)?;
+        let zero = cx.b.scalar_i64(0)?;
+        let is_zero = cx.b.eq(target, zero)?;
+        sizes = cx.b.select(is_zero, copied, sizes)?;
+    }
+    let (one, minus) = (cx.b.scalar_i64(1)?, cx.b.scalar_i64(-1)?);
+    let is_mark = cx.b.eq(target, minus)?;
+    let others = cx.b.select(is_mark, one, sizes)?;
+    let others = cx.b.reduce_prod(others, &[0], false)?;
+    let others = cx.b.max(others, one)?;
+    let total = cx.b.dim_value(&Dim::product(&input))?;
+    let rest = cx.b.div(total, others)?;
+    let sizes = cx.b.select(is_mark, rest, sizes)?;
+    cx.sizes_of(sizes, 0)
 }
 
 /// `product(of) / product(by)`, equal factors cancelled first so that sums cancel too.

@@ -420,7 +420,7 @@ fn embed_layer_normalization(cx: &mut NodeCx) -> OpResult {
     let places = match position_ids {
         Some(p) => b.gather(positions, p, 0)?,
         None => {
-            let width = b.shape(positions)[1].clone();
+            let width = compose::extent(b, positions, 1)?;
             let (zero, seq) = (Dim::from(0), shape[1].clone());
             b.slice(positions, &[zero.clone(), zero], &[seq, width], &[1, 1])?
         }

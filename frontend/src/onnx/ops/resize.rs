@@ -178,7 +178,7 @@ fn axes(cx: &mut NodeCx, x: V, plan: &Plan) -> Result<Vec<Axis>, OpError> {
         let roi = cx.input(1)?;
         let roi = cx.b.convert(roi, DType::F64)?;
         let n = out.len();
-        if !cx.dim(roi, 0).is_const(2 * n as i64) {
+        if !cx.dim(roi, 0)?.is_const(2 * n as i64) {
             return Err(OpError::invalid(Code::Shape, format!("expected {} elements of roi", 2 * n)));
         }
         for (i, a) in out.iter_mut().enumerate() {
@@ -393,7 +393,7 @@ fn inside(cx: &mut NodeCx, at: V, a: &Axis) -> Result<V, OpError> {
 
 /// A vector along one axis of `like`.
 fn along(cx: &mut NodeCx, v: V, like: V, axis: usize) -> Result<V, OpError> {
-    let mut shape = vec![cx.dim(v, 0)];
+    let mut shape = vec![cx.dim(v, 0)?];
     shape.resize(cx.rank(like) - axis, Dim::from(1));
     Ok(cx.b.reshape(v, &shape)?)
 }

@@ -331,7 +331,7 @@ fn layer(cx: &mut NodeCx, cell: Cell) -> OpResult {
         linear_before_reset: cx.flag("linear_before_reset", false)?,
         input_forget: cx.flag("input_forget", false)?,
     };
-    let hidden = cx.dim(operands.r, 2);
+    let hidden = cx.dim(operands.r, 2)?;
     let attrs = vec![
         int_attr("directions", config.backward.len() as i64),
         int_attr("hidden_size", hidden.as_const().unwrap_or(0)),
@@ -348,8 +348,8 @@ fn layer(cx: &mut NodeCx, cell: Cell) -> OpResult {
 fn body(b: &mut Builder, config: &Config, o: &Operands<V>) -> Result<Vec<V>> {
     let x = if config.batch_first { b.swap_axes(o.x, 0, 1)? } else { o.x };
     let dtype = b.dtype(x);
-    let [time, batch] = [b.shape(x)[0].clone(), b.shape(x)[1].clone()];
-    let hidden = b.shape(o.r)[2].clone();
+    let [time, batch] = [compose::extent(b, x, 0)?, compose::extent(b, x, 1)?];
+    let hidden = compose::extent(b, o.r, 2)?;
     let directions = Dim::from(config.backward.len());
     let gates = config.cell.gates();
     let one = Dim::from(1);

@@ -128,7 +128,7 @@ fn split_to_sequence(cx: &mut NodeCx) -> OpResult {
     let (x, split) = (cx.input(0)?, cx.opt(1)?);
     let rank = cx.rank(x);
     let axis = cx.axis_attr("axis", 0, rank)?;
-    let extent = cx.dim(x, axis);
+    let extent = cx.dim(x, axis)?;
     let known = || {
         extent.as_const().ok_or_else(|| {
             OpError::unsupported(

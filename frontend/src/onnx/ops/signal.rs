@@ -6,7 +6,7 @@ use super::{Op, op};
 use crate::diag::Code;
 use crate::onnx::cx::{NodeCx, OpError, OpResult};
 use ir::build::{Builder, V};
-use ir::{DType, Dim, Result};
+use ir::{DType, Dim, IrError, Result};
 use std::f64::consts::{PI, TAU};
 
 pub static OPS: &[Op] = &[
@@ -97,7 +97,7 @@ fn along(b: &mut Builder, x: V, axis: usize, table: V) -> Result<V> {
 
 /// Real and imaginary part (none: zero) of x[..., 1 or 2].
 fn parts(b: &mut Builder, x: V) -> Result<(V, Option<V>)> {
-    let axis = b.rank(x) - 1;
+    let axis = b.rank(x).checked_sub(1).ok_or_else(|| IrError::ty("dft", "a scalar has no parts"))?;
     let re = b.index_axis(x, axis, &Dim::from(0))?;
     let two = b.shape(x)[axis].is_const(2);
     Ok((re, if two { Some(b.index_axis(x, axis, &Dim::from(1))?) } else { None }))
@@ -187,7 +187,7 @@ fn dft(cx: &mut NodeCx) -> OpResult {
         return Err(OpError::invalid(Code::Attribute, "the last dim is not a signal"));
     }
     let (inverse, onesided) = (cx.flag("inverse", false)?, cx.flag("onesided", false)?);
-    let own = cx.dim(x, axis);
+    let own = cx.dim(x, axis)?;
     let length = match length {
         Some(l) => cx.size_of(l, 1)?,
         None if inverse && onesided => (own - Dim::from(1)) * Dim::from(2),
@@ -221,11 +221,11 @@ fn stft(cx: &mut NodeCx) -> OpResult {
     let step = cx.size_of(step, 1)?;
     let length = match (length, weights) {
         (Some(l), _) => cx.size_of(l, 1)?,
-        (None, Some(w)) => cx.dim(w, 0),
+        (None, Some(w)) => cx.dim(w, 0)?,
         (None, None) => return Err(OpError::invalid(Code::Input, "neither window nor frame_length")),
     };
     let onesided = cx.flag("onesided", true)?;
-    let samples = cx.dim(x, 1);
+    let samples = cx.dim(x, 1)?;
     let b = &mut *cx.b;
     let frames = (samples - &length).floor_div(&step, b.symbols()) + Dim::from(1);
     let start = compose::arange(b, DType::I64, &frames, 0, 2)?;

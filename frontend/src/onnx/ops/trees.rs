@@ -164,7 +164,7 @@ impl Forest {
     fn evaluate(&self, cx: &mut NodeCx, x: V, targets: usize, aggregate: Aggregate) -> Result<V, OpError> {
         let depth = self.depth()?;
         let widest = self.nodes.iter().filter(|n| n.mode.is_some()).map(|n| n.feature).max().unwrap_or(-1);
-        if self.nodes.iter().any(|n| n.feature < 0) || cx.dim(x, 1).as_const().is_some_and(|f| widest >= f) {
+        if self.nodes.iter().any(|n| n.feature < 0) || cx.dim(x, 1)?.as_const().is_some_and(|f| widest >= f) {
             return Err(bad("a node looks at a feature that does not exist"));
         }
         let cells = self.nodes.len().checked_mul(targets).filter(|&c| c <= 1 << 28);
@@ -194,7 +194,7 @@ impl Forest {
         let attrs = vec![compose::int_attr("trees", trees as i64), compose::int_attr("depth", depth)];
         let y = compose::call1(cx.b, "tree_ensemble", attrs, x, |b, x| {
             let dtype = b.dtype(x);
-            let count = b.shape(x)[1].clone();
+            let count = compose::extent(b, x, 1)?;
             if count.as_const().is_none() {
                 let (have, need) = (b.dim_value(&count)?, b.scalar_i64(widest)?);
                 let enough = b.gt(have, need)?;
