@@ -241,13 +241,31 @@ impl Compiled {
 
     /// Copies of the outputs of the last run.
     pub fn outputs(&self, context: &Context) -> Vec<Tensor> {
-        let types = self.lowered.outputs.iter().map(|b| self.lowered.buffers[b.0 as usize].dtype);
-        types
+        self.lowered
+            .outputs
+            .iter()
             .enumerate()
-            .filter_map(|(i, dtype)| {
-                context.output(i).map(|o| Tensor::new(dtype, o.shape.to_vec(), o.data.to_vec()))
+            .filter_map(|(i, &b)| {
+                let o = context.output(i)?;
+                let mut t =
+                    Tensor::new(self.lowered.buffers[b.0 as usize].dtype, o.shape.to_vec(), o.data.to_vec());
+                if t.dtype == ir::DType::String {
+                    t.strings = self.strings(i)?;
+                }
+                Some(t)
             })
             .collect()
+    }
+
+    /// Strings are the importer's matter: output `i`, where it holds any, is a constant.
+    fn strings(&self, i: usize) -> Option<Vec<String>> {
+        let m = &self.lowered.module;
+        let op = m.graph.def_op(*m.graph.outputs.get(i)?)?;
+        let ir::Prim::Const(c) = m.graph[op].prim else { return None };
+        match &m.consts.get(c.0 as usize)?.source {
+            ConstSource::Strings(s) => Some(s.to_vec()),
+            _ => None,
+        }
     }
 }
 
