@@ -143,15 +143,16 @@ impl<'a> Chooser<'a> {
         }
         match self.a.step(&x.offset, v, panel) {
             Step::Zero | Step::One => vector,
-            // gathers touch one element at a time
-            _ if x.store => 2.0,
-            _ => 1.0,
+            // gathers and scatters touch one element at a time, idle lanes included
+            _ => (if x.store { 2.0 } else { 1.0 }) * vector * f64::from(self.lanes),
         }
     }
 
     /// Cost per element of vector code along an axis: the idle lanes of the last vector count.
     fn vector_cost(&self, extent: &Dim) -> f64 {
-        let (n, l) = (self.a.estimate(extent).max(1.0), f64::from(self.lanes));
+        // a size that is not known fills vectors more often than not
+        let least = if extent.as_const().is_some() { 1.0 } else { 128.0 };
+        let (n, l) = (self.a.estimate(extent).max(least), f64::from(self.lanes));
         (n / l).ceil() / n
     }
 

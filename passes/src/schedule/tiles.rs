@@ -89,7 +89,8 @@ fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
     };
     let col_fill = match (q.cols, q.panel) {
         (Some(n), None) => fill(n, c),
-        (None, None) => 1.0 - 0.5 * c / 1024.0,
+        // unknown: most often a multiple of some power of two
+        (None, None) => fill(128, c),
         _ => 1.0,
     };
     let nv = f64::from(nv);
