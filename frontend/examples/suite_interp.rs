@@ -123,6 +123,9 @@ fn run(dir: &Path, symbolic: bool) -> (&'static str, String) {
                 return (status, text.join(" | "));
             }
         };
+        if let Err(e) = ir::verify::graph::verify(&m.module) {
+            return ("verify", e.to_string());
+        }
         let mut inputs = Vec::new();
         let mut by_name = |n: &str| set.inputs.iter().find(|(name, _)| name == n).map(|(_, v)| v.clone());
         if flatten(&m.inputs, &mut by_name, &mut inputs).is_none() {
@@ -188,7 +191,10 @@ fn import_only(path: &Path) -> (&'static str, String) {
     let opts =
         ImportOptions { missing_weights: frontend::MissingWeights::Random { seed: 1 }, ..Default::default() };
     match frontend::load(path, &opts) {
-        Ok(m) => ("pass", format!("{} ops", m.module.graph.order.len())),
+        Ok(m) => match ir::verify::graph::verify(&m.module) {
+            Ok(()) => ("pass", format!("{} ops", m.module.graph.order.len())),
+            Err(e) => ("verify", e.to_string()),
+        },
         Err(problems) => (
             "error",
             problems.iter().map(|p| format!("\n    {}", p.to_string().replace('\n', "\n    "))).collect(),

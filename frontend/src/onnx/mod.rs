@@ -8,6 +8,7 @@ pub mod attrs;
 pub mod cx;
 pub mod external;
 pub mod import;
+mod inputs;
 pub mod ops;
 pub mod sparse;
 pub mod tensor;

@@ -3,7 +3,7 @@
 use super::{Op, op};
 use crate::diag::Code;
 use crate::onnx::cx::{NodeCx, OpError, OpResult, Val};
-use crate::onnx::import::element_dtype;
+use crate::onnx::inputs::element_dtype;
 use ir::DType;
 
 pub static OPS: &[Op] = &[

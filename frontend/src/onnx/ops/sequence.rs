@@ -198,6 +198,6 @@ fn sequence_map(cx: &mut NodeCx) -> OpResult {
             r.push(v);
         }
     }
-    let declared = body.output.iter().map(|o| crate::onnx::import::element_dtype(o.type_.get_or_default()));
+    let declared = body.output.iter().map(|o| crate::onnx::inputs::element_dtype(o.type_.get_or_default()));
     Ok(Outs(results.into_iter().zip(declared).map(|(items, dtype)| sequence(dtype, items)).collect()))
 }
