@@ -73,7 +73,8 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
     }
     s.out.inputs = inputs;
     s.out.steps = std::mem::take(&mut frame.steps);
-    let Scheduler { symbols, mut out, .. } = s;
+    let Scheduler { symbols, mut out, packed, .. } = s;
+    crate::stage::fuse_packing(&mut out, &packed);
     out.module = module;
     out.module.symbols = symbols;
     Ok(out)

@@ -32,9 +32,9 @@ pub mod place;
 pub mod pull;
 pub mod schedule;
 mod stage;
-mod winograd;
 #[cfg(test)]
 mod tests;
+mod winograd;
 
 pub use error::{PassError, Result};
 pub use host::Planned;

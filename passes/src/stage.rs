@@ -4,10 +4,10 @@
 //! stride is written to a buffer first. Both are ordinary map kernels.
 
 use crate::error::Result;
-use crate::host::{Frame, Scheduler, buffer_bytes};
+use crate::host::{Frame, Planned, Scheduler, buffer_bytes};
 use crate::kernels::children;
 use crate::schedule::operands::{Need, Operand, operands};
-use ir::host::{Buffer, BufferId, Place};
+use ir::host::{Buffer, BufferId, Place, Step};
 use ir::kernel::{Access, Axis, BufId, Expr, ExprId, Kernel, Stmt};
 use ir::prim::Combine;
 use ir::{Dim, Layout, OriginId, Var};
@@ -214,6 +214,102 @@ fn lanes_last(kernel: &Kernel) -> Vec<(BufId, Layout)> {
         }
     }
     found
+}
+
+/// Constants that are computed once and then only packed are computed in packed form.
+pub(crate) fn fuse_packing(out: &mut Planned, packed: &HashMap<(BufferId, Layout), BufferId>) {
+    let mut uses = vec![0usize; out.buffers.len()];
+    count_uses(&out.init, &mut uses);
+    count_uses(&out.steps, &mut uses);
+    let mut order: Vec<(&(BufferId, Layout), &BufferId)> = packed.iter().collect();
+    order.sort_by_key(|(_, to)| **to);
+    for ((from, layout), to) in order {
+        if out.buffers[from.0 as usize].place != Place::Init {
+            continue;
+        }
+        let operand = |args: &[BufferId]| args.iter().position(|a| a == from);
+        let is_pack = |args: &[BufferId]| *args == [*from, *to];
+        let writes = |kernel: &Kernel, args: &[BufferId]| {
+            let at = operand(args).filter(|_| !is_pack(args));
+            at.is_some_and(|i| kernel.buffers[i].access == Access::Write)
+        };
+        let writers = out.init.iter().filter(|s| match s {
+            Step::Call { kernel, args, .. } => writes(&out.kernels[*kernel], args),
+            _ => false,
+        });
+        // somebody else reads it as it is
+        if writers.count() + 1 != uses[from.0 as usize] {
+            continue;
+        }
+        out.init.retain(|s| !matches!(s, Step::Call { args, .. } if is_pack(args)));
+        for step in &mut out.init {
+            let Step::Call { kernel, args, .. } = step else { continue };
+            let Some(at) = operand(args) else { continue };
+            let mut writer = out.kernels[*kernel].clone();
+            writer.buffers[at].layout.clone_from(layout);
+            args[at] = *to;
+            *kernel = out.kernels.iter().position(|k| *k == writer).unwrap_or_else(|| {
+                out.kernels.push(writer);
+                out.kernels.len() - 1
+            });
+        }
+        out.buffers[from.0 as usize].bytes = Dim::from(0);
+    }
+    drop_unused_kernels(out);
+}
+
+fn count_uses(steps: &[Step], uses: &mut [usize]) {
+    for s in steps {
+        let mentioned: Vec<BufferId> = match s {
+            Step::Call { args, .. } => args.clone(),
+            Step::Copy { from, to } | Step::Append { from, to, .. } => vec![*from, *to],
+            Step::BindSym { from, .. } => vec![*from],
+            Step::Assert { cond, .. } => vec![*cond],
+            Step::If { cond, then, otherwise } => {
+                count_uses(then, uses);
+                count_uses(otherwise, uses);
+                vec![*cond]
+            }
+            Step::Loop { trip, cond, iter, cond_next, body, .. } => {
+                count_uses(body, uses);
+                vec![*trip, *cond, *iter, *cond_next]
+            }
+            Step::Host { args, results, .. } => args.iter().chain(results).copied().collect(),
+            Step::Layout { .. } | Step::SetSym { .. } | Step::CheckEq { .. } => Vec::new(),
+        };
+        mentioned.into_iter().for_each(|b| uses[b.0 as usize] += 1);
+    }
+}
+
+/// Kernels that no step calls any more.
+fn drop_unused_kernels(out: &mut Planned) {
+    let mut used = vec![false; out.kernels.len()];
+    for_each_call(&mut out.init, &mut |k| used[*k] = true);
+    for_each_call(&mut out.steps, &mut |k| used[*k] = true);
+    let mut number = Vec::with_capacity(used.len());
+    let mut next = 0;
+    for u in &used {
+        number.push(next);
+        next += usize::from(*u);
+    }
+    let mut kept = used.iter();
+    out.kernels.retain(|_| kept.next() == Some(&true));
+    for_each_call(&mut out.init, &mut |k| *k = number[*k]);
+    for_each_call(&mut out.steps, &mut |k| *k = number[*k]);
+}
+
+fn for_each_call(steps: &mut [Step], f: &mut dyn FnMut(&mut usize)) {
+    for s in steps {
+        match s {
+            Step::Call { kernel, .. } => f(kernel),
+            Step::If { then, otherwise, .. } => {
+                for_each_call(then, f);
+                for_each_call(otherwise, f);
+            }
+            Step::Loop { body, .. } => for_each_call(body, f),
+            _ => {}
+        }
+    }
 }
 
 fn store(buf: BufId, index: Vec<Dim>, value: ExprId) -> Stmt {
