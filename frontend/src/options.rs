@@ -31,6 +31,8 @@ pub struct ImportOptions {
     /// Smallest size of a symbolic dimension without a range. With 0, empty inputs are accepted, and
     /// expressions of sizes simplify less. Dimensions that a name marks as the past of a cache may always be 0.
     pub smallest_dim: i64,
+    /// Takes a dimension named like a sum of others (`past_plus_seq`, `past + seq`) to be that sum.
+    pub sums_of_names: bool,
     /// Structure of inputs that are sequences or optionals, by name.
     pub structures: BTreeMap<String, Structure>,
     /// Inputs whose value is fixed at compile time, where the structure of the graph depends on it. They remain
@@ -57,6 +59,7 @@ impl Default for ImportOptions {
             all_dims_symbolic: false,
             dim_ranges: BTreeMap::new(),
             smallest_dim: 1,
+            sums_of_names: true,
             structures: BTreeMap::new(),
             constants: BTreeMap::new(),
             initializers_are_inputs: false,

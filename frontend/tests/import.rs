@@ -187,3 +187,26 @@ fn sequences_are_expanded() {
     assert!(matches!(&imported.inputs[0].kind, PortKind::Sequence(items) if items.len() == 2));
     assert_eq!(run(&imported, &[f32s(&[], &[1.0]), f32s(&[], &[2.0])]), [f32s(&[], &[2.0])]);
 }
+
+#[test]
+fn a_dimension_named_like_a_sum_is_one() {
+    let mut mask = info("mask", 1, &[None]);
+    if let Some(type_proto::Value::TensorType(t)) = &mut mask.type_.as_mut().unwrap().value {
+        t.shape.as_mut().unwrap().dim[0].set_dim_param("N0_plus_N1".into());
+    }
+    let nodes =
+        vec![with_int(node("Concat", &["a", "b"], &["c"]), "axis", 0), node("Add", &["c", "mask"], &["y"])];
+    // the second input's dim is called N1
+    let b = info("b", 1, &[Some(1), None]);
+    let nodes = [vec![node("Reshape", &["b2", "flat"], &["b"])], nodes].concat();
+    let b = onnx_protobuf::ValueInfoProto { name: "b2".into(), ..b };
+    let m = model(&[mask, info("a", 1, &[None]), b], nodes, vec![ints("flat", &[-1])], "y");
+    let imported = good(&m);
+    assert_eq!(imported.module.symbols.infos.len(), 2);
+    let ones = |n: usize| f32s(&[n], &vec![1.0; n]);
+    let y = run(&imported, &[ones(5), ones(2), f32s(&[1, 3], &[1.0; 3])]);
+    assert_eq!(y, [f32s(&[5], &[2.0; 5])]);
+    assert!(Interp::new(&imported.module).run(&[ones(4), ones(2), f32s(&[1, 3], &[1.0; 3])]).is_err());
+    let opts = ImportOptions { sums_of_names: false, ..ImportOptions::default() };
+    assert_eq!(import_with(&m, &opts).module.symbols.infos.len(), 3);
+}

@@ -49,15 +49,17 @@ impl<'a> Build<'a> {
         (axes, index)
     }
 
-    pub fn finish(&self, mut p: Puller<'a>, domain: Vec<Axis>, tail: Vec<Stmt>) -> KernelUnit {
+    pub fn finish(&self, mut p: Puller<'a>, domain: Vec<Axis>, tail: Vec<Stmt>) -> Result<KernelUnit> {
         let mut kernel = std::mem::take(&mut p.kernel);
         kernel.domain = domain;
         kernel.stmts = std::mem::take(&mut p.stmts);
         kernel.stmts.extend(tail);
         kernel.origins = self.origins(&p.pulled);
         kernel.name = self.name(&p.pulled);
-        let kernel = normalise(kernel, p.extents.clone(), self.unit.symbols);
-        KernelUnit { kernel, args: p.args, op: self.op, init: false }
+        let mut kernel = normalise(kernel, p.extents.clone(), self.unit.symbols);
+        // after axes were split: a reduction may depend on the outer part of one alone
+        split_domain(&mut kernel, &p.stmt_values)?;
+        Ok(KernelUnit { kernel, args: p.args, op: self.op, init: false })
     }
 
     /// Origins of the ops, those that can report an index error first.
@@ -110,16 +112,15 @@ impl<'a> Build<'a> {
         let value = p.pull(root, index.clone())?;
         let (home, at) = p.locate(root, &index);
         let buf = p.buffer(home, Access::Write);
-        let (domain, store_axes) = split_domain(&mut p, axes)?;
         let store = Stmt::Store {
-            axes: store_axes,
+            axes: Vec::new(),
             buf,
             index: at,
             guards: Vec::new(),
             value,
             combine: Combine::Set,
         };
-        Ok(self.finish(p, domain, vec![store]))
+        self.finish(p, axes, vec![store])
     }
 
     /// Copies `piece` into `into` from `offset` on.
@@ -144,9 +145,8 @@ impl<'a> Build<'a> {
             .collect();
         let (home, at) = p.locate(into, &at);
         let buf = p.buffer(home, Access::Write);
-        let (domain, store_axes) = split_domain(&mut p, axes)?;
-        let store = Stmt::Store { axes: store_axes, buf, index: at, guards, value, combine: Combine::Set };
-        Ok(self.finish(p, domain, vec![store]))
+        let store = Stmt::Store { axes: Vec::new(), buf, index: at, guards, value, combine: Combine::Set };
+        self.finish(p, axes, vec![store])
     }
 
     /// Fills the border that a constant pad puts around its operand: per padded dim a strip before
@@ -189,7 +189,7 @@ impl<'a> Build<'a> {
                 stores.push(Stmt::Store { axes, buf, index, guards, value, combine: Combine::Set });
             }
         }
-        let mut unit = self.finish(p, domain, stores);
+        let mut unit = self.finish(p, domain, stores)?;
         unit.kernel.name = "pad_border".into();
         Ok(unit)
     }
@@ -234,7 +234,7 @@ impl<'a> Build<'a> {
         }];
         let carries = vec![(local, acc, start, after)];
         let axis = Axis { var: step, extent };
-        Ok(self.finish(p, domain, vec![Stmt::Ordered { axis, carries, body }]))
+        self.finish(p, domain, vec![Stmt::Ordered { axis, carries, body }])
     }
 
     /// `scatter` after its base has been copied into the result: updates in order of n at each point
@@ -266,19 +266,17 @@ impl<'a> Build<'a> {
         let store = Stmt::Store { axes: Vec::new(), buf, index, guards, value, combine };
         let body = vec![Stmt::Bind { var, value: row, bound: shape[0].clone() }, store];
         let axis = Axis { var: step, extent: count };
-        Ok(self.finish(p, domain, vec![Stmt::Ordered { axis, carries: Vec::new(), body }]))
+        self.finish(p, domain, vec![Stmt::Ordered { axis, carries: Vec::new(), body }])
     }
 }
 
-/// Splits the axes of a root into the kernel's domain (what the reductions depend on) and the axes of
-/// its store (over which their results are broadcast).
-fn split_domain(p: &mut Puller, axes: Vec<Axis>) -> Result<(Vec<Axis>, Vec<Axis>)> {
-    if p.stmts.is_empty() {
-        return Ok((axes, Vec::new()));
-    }
+/// Splits the axes of the domain: those on which the reductions depend stay, along all others their
+/// results are broadcast, and the store loops over them. `values`: what the reductions compute.
+fn split_domain(kernel: &mut Kernel, values: &[ValueId]) -> Result<()> {
+    let roots: HashSet<Var> = kernel.domain.iter().map(|a| a.var).collect();
     let mut locals: HashMap<u32, HashSet<Var>> = HashMap::new();
     let mut scopes = Vec::new();
-    for stmt in &p.stmts {
+    for stmt in &kernel.stmts {
         let (local, value, extents) = match stmt {
             Stmt::Reduce { local, value, axes, .. } => {
                 (*local, *value, axes.iter().map(|a| &a.extent).collect::<Vec<_>>())
@@ -288,20 +286,27 @@ fn split_domain(p: &mut Puller, axes: Vec<Axis>) -> Result<(Vec<Axis>, Vec<Axis>
         };
         let mut vars = Vec::new();
         extents.iter().for_each(|e| vars_of(e, &mut vars));
-        let mut scope: HashSet<Var> = vars.into_iter().filter(|v| p.scope.contains(v)).collect();
-        let mut seen = HashSet::new();
-        expr_scope(&p.kernel, value, &p.scope, &locals, &mut scope, &mut seen);
+        let mut scope: HashSet<Var> = vars.into_iter().filter(|v| roots.contains(v)).collect();
+        expr_scope(kernel, value, &roots, &locals, &mut scope, &mut HashSet::new());
         locals.insert(local, scope.clone());
         scopes.push(scope);
     }
+    if scopes.is_empty() {
+        return Ok(());
+    }
     let union: HashSet<Var> = scopes.iter().flatten().copied().collect();
     // a reduction that does not depend on all of the domain would be repeated at each of its points
-    for (scope, &value) in scopes.iter().zip(&p.stmt_values) {
+    for (scope, &value) in scopes.iter().zip(values) {
         if scope.len() != union.len() {
             return Err(PullError::Materialise(value));
         }
     }
-    Ok(axes.into_iter().partition(|a| union.contains(&a.var)))
+    let (domain, rest) = std::mem::take(&mut kernel.domain).into_iter().partition(|a| union.contains(&a.var));
+    kernel.domain = domain;
+    if let Some(Stmt::Store { axes, .. }) = kernel.stmts.last_mut() {
+        *axes = rest;
+    }
+    Ok(())
 }
 
 /// Root variables that an expression depends on.

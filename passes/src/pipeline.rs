@@ -62,6 +62,12 @@ pub struct Pass {
 /// THE pipeline.
 pub const PASSES: &[Pass] = &[
     Pass {
+        name: "assign-hints",
+        stage: Stage::Canonical,
+        reason: "likely sizes of symbols, for every later pass that has to choose",
+        run: |s, _| on_graph(s, graph::assign_hints),
+    },
+    Pass {
         name: "inline-composites",
         stage: Stage::Canonical,
         reason: "names of composites are hints; every later pass sees primitives only",

@@ -90,7 +90,7 @@ pub fn build(b: &Build, site: Site, temps: &mut Vec<Temp>) -> Result<Option<Vec<
     }
     let values = both_ways(&mut p, &g9, 3, &mut weight_transform);
     let stores = store_all(&mut p, u, &[squares.clone(), ci.clone(), co.clone()], &values, &index);
-    let mut unit = b.finish(p, axes, stores);
+    let mut unit = b.finish(p, axes, stores)?;
     unit.init = true;
     unit.kernel.name = "winograd_weights".into();
     units.push(unit);
@@ -109,7 +109,7 @@ pub fn build(b: &Build, site: Site, temps: &mut Vec<Temp>) -> Result<Option<Vec<
     let values = both_ways(&mut p, &d36, READ, &mut input_transform);
     let place = [at.tile(&th, &tw), at.c.clone()];
     let stores = store_all(&mut p, v, &[squares.clone(), count.clone(), ci.clone()], &values, &place);
-    let mut unit = b.finish(p, axes_in, stores);
+    let mut unit = b.finish(p, axes_in, stores)?;
     unit.kernel.name = "winograd_input".into();
     units.push(unit);
 
@@ -138,7 +138,7 @@ pub fn build(b: &Build, site: Site, temps: &mut Vec<Temp>) -> Result<Option<Vec<
     let buf = p.temp(m, &[squares.clone(), count.clone(), co.clone()], Access::Write);
     let store =
         Stmt::Store { axes: Vec::new(), buf, index, guards: Vec::new(), value, combine: Combine::Set };
-    let mut unit = b.finish(p, axes_mid, vec![store]);
+    let mut unit = b.finish(p, axes_mid, vec![store])?;
     unit.kernel.name = "winograd_products".into();
     units.push(unit);
 
@@ -171,7 +171,7 @@ pub fn build(b: &Build, site: Site, temps: &mut Vec<Temp>) -> Result<Option<Vec<
     if !p.stmts.is_empty() {
         return Ok(None);
     }
-    let mut unit = b.finish(p, axes_out, stores);
+    let mut unit = b.finish(p, axes_out, stores)?;
     unit.kernel.name = format!("winograd_{}", unit.kernel.name);
     units.push(unit);
     Ok(Some(units))

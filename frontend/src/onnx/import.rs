@@ -2,7 +2,7 @@
 
 use super::attrs::Attrs;
 use super::cx::{NodeCx, OpError, OpResult, Outs, Val};
-use super::inputs::output_port;
+use super::inputs::{dim_params, output_port};
 use super::ops;
 use super::tensor::Storage;
 use crate::diag::{Code, Diagnostic, NodeRef};
@@ -13,6 +13,7 @@ use ir::build::{Builder, V};
 use ir::graph::Origin;
 use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto,
+    ValueInfoProto,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -47,6 +48,8 @@ pub struct Importer<'m> {
     problems: Vec<Diagnostic>,
     /// Symbols by `dim_param`.
     pub(super) symbols: BTreeMap<String, Dim>,
+    /// Every `dim_param` that is a dimension of an input.
+    pub(super) input_dims: HashSet<&'m str>,
     nodes: usize,
     region_depth: usize,
 }
@@ -75,6 +78,7 @@ pub fn import<'m>(
         path: Vec::new(),
         problems: Vec::new(),
         symbols: BTreeMap::new(),
+        input_dims: HashSet::new(),
         nodes: 0,
         region_depth: 0,
     };
@@ -132,10 +136,13 @@ impl<'m> Importer<'m> {
     ) -> (Vec<Port>, Vec<Port>, Vec<(String, V)>) {
         self.scopes.push(Scope { declared: declared(graph), ..Scope::default() });
         let initialised: HashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+        let constants_are_inputs = self.opts.initializers_are_inputs;
+        let fed = |v: &&ValueInfoProto| constants_are_inputs || !initialised.contains(v.name.as_str());
+        self.input_dims = dim_params(graph.input.iter().filter(fed), self.opts);
         let mut inputs = Vec::new();
         for info in &graph.input {
             let name = info.name.as_str();
-            if initialised.contains(name) && !self.opts.initializers_are_inputs {
+            if !fed(&info) {
                 continue;
             }
             let structure = self.opts.structures.get(name);

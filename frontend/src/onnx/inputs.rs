@@ -9,7 +9,8 @@ use crate::{Port, PortKind};
 use ir::build::{Builder, V};
 use ir::{DType, Dim, Tensor};
 use onnx_protobuf::tensor_shape_proto::dimension;
-use onnx_protobuf::{TypeProto, type_proto};
+use onnx_protobuf::{TypeProto, ValueInfoProto, type_proto};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 impl Importer<'_> {
@@ -113,15 +114,69 @@ impl Importer<'_> {
                     Some(n) => {
                         return Err(Diagnostic::invalid(Code::Shape, format!("dimension {p} cannot be {n}")));
                     }
-                    None => {
-                        self.symbols.entry(p.clone()).or_insert_with(|| entry_symbol(b, self.opts, p)).clone()
-                    }
+                    None => match self.sum_of_named(b, p) {
+                        Some(sum) => sum,
+                        None => self.named_dim(b, p),
+                    },
                 },
                 Some(_) => fresh_dim(b, self.opts, name, i),
             });
         }
         Ok(out)
     }
+
+    /// The symbol of a `dim_param`, or the size that the options give it.
+    fn named_dim(&mut self, b: &mut Builder, name: &str) -> Dim {
+        match self.opts.dims.get(name) {
+            Some(n) if (0..=Dim::LIMIT).contains(n) => Dim::from(*n),
+            _ => self
+                .symbols
+                .entry(name.to_owned())
+                .or_insert_with(|| entry_symbol(b, self.opts, name))
+                .clone(),
+        }
+    }
+
+    /// A `dim_param` that says itself that it is a sum of others (`past + seq`, `past_plus_seq`, `seq + 1`). So the
+    /// sizes of masks and caches are seen to be equal; inputs that contradict it are refused at run time.
+    fn sum_of_named(&mut self, b: &mut Builder, name: &str) -> Option<Dim> {
+        if !self.opts.sums_of_names {
+            return None;
+        }
+        let terms: Vec<&str> = name.split('+').flat_map(|t| t.split("_plus_")).map(str::trim).collect();
+        let known = |t: &&str| t.parse::<u32>().is_ok() || self.input_dims.contains(*t);
+        if terms.len() < 2 || !terms.iter().all(known) || !terms.iter().any(|t| self.input_dims.contains(*t))
+        {
+            return None;
+        }
+        let mut sum = Dim::from(0);
+        for t in terms {
+            sum = match t.parse::<u32>() {
+                Ok(n) => sum + Dim::from(i64::from(n)),
+                Err(_) => sum + self.named_dim(b, t),
+            };
+        }
+        Some(sum)
+    }
+}
+
+/// The `dim_param`s of inputs, except those whose shape the options fix: every such symbol has a value
+/// once the inputs are there.
+pub(super) fn dim_params<'m>(
+    inputs: impl Iterator<Item = &'m ValueInfoProto>,
+    opts: &ImportOptions,
+) -> HashSet<&'m str> {
+    let free = inputs.filter(|v| !opts.shapes.contains_key(&v.name));
+    free.filter_map(|v| match &v.type_.value {
+        Some(type_proto::Value::TensorType(t)) => Some(t.shape.dim.iter()),
+        _ => None,
+    })
+    .flatten()
+    .filter_map(|d| match &d.value {
+        Some(dimension::Value::DimParam(p)) => Some(p.as_str()),
+        _ => None,
+    })
+    .collect()
 }
 
 fn fresh_dims(b: &mut Builder, opts: &ImportOptions, name: &str, rank: usize) -> Vec<Dim> {

@@ -489,7 +489,12 @@ pub fn slice_range(start: &Dim, stop: &Dim, step: i64, extent: &Dim, facts: &dyn
             d + &(extent * &negative)
         }
     };
-    let clamp = |d: &Dim, lo: &Dim, hi: &Dim| from_end(d).max_with(lo, facts).min_with(hi, facts);
+    // beyond every extent, also where the extent is a product without a known bound
+    let clamp = |d: &Dim, lo: &Dim, hi: &Dim| match d.as_const() {
+        Some(c) if c >= Dim::LIMIT => hi.clone(),
+        Some(c) if c <= -Dim::LIMIT => lo.clone(),
+        _ => from_end(d).max_with(lo, facts).min_with(hi, facts),
+    };
     if step > 0 {
         let first = clamp(start, &zero, extent);
         let last = clamp(stop, &zero, extent);

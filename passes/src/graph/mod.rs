@@ -6,6 +6,7 @@
 mod cse;
 mod dce;
 mod fold;
+mod hints;
 mod inline;
 mod pads;
 mod rewrite;
@@ -14,6 +15,7 @@ mod simplify;
 pub use cse::cse;
 pub use dce::dce;
 pub use fold::fold_constants;
+pub use hints::assign_hints;
 pub use inline::inline_composites;
 pub use pads::separate_pads;
 pub use simplify::simplify;

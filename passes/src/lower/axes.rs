@@ -9,7 +9,7 @@ use ir::{Atom, DType, Dim, Monoid, Symbols, Var};
 
 /// The normal form of a kernel whose accesses are linear.
 pub fn normalise(kernel: &Kernel, symbols: &Symbols) -> Kernel {
-    let mut k = hoist_store_axes(kernel.clone());
+    let mut k = sink_store_axes(hoist_store_axes(kernel.clone()));
     k = drop_units(k, symbols);
     // each split or merge removes a quotient or an axis; the bound only guards against a fault
     for _ in 0..64 {
@@ -96,6 +96,65 @@ fn hoist_store_axes(mut k: Kernel) -> Kernel {
         k.domain.append(axes);
     }
     k
+}
+
+/// Axes of the domain that no reduction depends on become axes of the stores: what is reduced is then
+/// computed once, not for every point along them.
+fn sink_store_axes(mut k: Kernel) -> Kernel {
+    let plain =
+        k.stmts.iter().all(|s| matches!(s, Stmt::Reduce { .. } | Stmt::Store { .. } | Stmt::Let { .. }));
+    let reduces = k.stmts.iter().any(|s| matches!(s, Stmt::Reduce { .. }));
+    if !plain || !reduces || order_matters(&k) {
+        return k;
+    }
+    let mut used = Vec::new();
+    for s in &k.stmts {
+        match s {
+            Stmt::Reduce { axes, value, .. } => {
+                expr_vars(&k, *value, &mut used);
+                used.extend(axes.iter().flat_map(|a| vars_of(&a.extent)));
+            }
+            Stmt::Let { value, .. } => expr_vars(&k, *value, &mut used),
+            _ => {}
+        }
+    }
+    let (kept, sunk): (Vec<Axis>, Vec<Axis>) = k.domain.drain(..).partition(|a| used.contains(&a.var));
+    k.domain = kept;
+    for s in &mut k.stmts {
+        if let Stmt::Store { axes, .. } = s {
+            axes.splice(0..0, sunk.iter().cloned());
+        }
+    }
+    k
+}
+
+/// Variables that an expression depends on; locals are not followed.
+pub fn expr_vars(k: &Kernel, e: ExprId, into: &mut Vec<Var>) {
+    let mut dims = |ds: &mut dyn Iterator<Item = &Dim>| {
+        for v in ds.flat_map(vars_of) {
+            if !into.contains(&v) {
+                into.push(v);
+            }
+        }
+    };
+    match k.get(e) {
+        Expr::Const(..) | Expr::Local(_) => {}
+        Expr::Index(d) => dims(&mut std::iter::once(d)),
+        Expr::Read { index, guards, .. } => {
+            dims(&mut index.iter().chain(guards.iter().flat_map(|g| [&g.expr, &g.bound])));
+        }
+        Expr::Inside(guards) => dims(&mut guards.iter().flat_map(|g| [&g.expr, &g.bound])),
+        Expr::Unary(_, x) | Expr::Convert(_, _, x) | Expr::Bitcast(_, x) => expr_vars(k, *x, into),
+        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) => {
+            expr_vars(k, *x, into);
+            expr_vars(k, *y, into);
+        }
+        Expr::Select(x, y, z) => [x, y, z].into_iter().for_each(|e| expr_vars(k, *e, into)),
+        Expr::Bind { value, body, .. } => {
+            expr_vars(k, *value, into);
+            expr_vars(k, *body, into);
+        }
+    }
 }
 
 struct Replace<'a, 'b> {

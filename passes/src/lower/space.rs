@@ -37,16 +37,27 @@ impl<'a> VarFacts<'a> {
     pub fn extent(&self, v: Var) -> Option<&Dim> {
         self.extents.get(v.0 as usize)?.as_ref()
     }
-    /// The value to plan with: symbols at their hints, variables at 0.
+    /// The value to plan with, at least 1 for what is not constant: symbols at their hints but no smaller
+    /// than [`PLANNED`] (where their range allows), variables at 0.
     pub fn estimate(&self, d: &Dim) -> f64 {
+        if let Some(c) = d.as_const() {
+            return c.max(0) as f64;
+        }
         let value = d.eval(&|a| match a {
-            Atom::Sym(s) => self.symbols.infos.get(s.0 as usize).map(|i| i.hint),
+            Atom::Sym(s) => {
+                let i = self.symbols.infos.get(s.0 as usize)?;
+                let n = i.hint.max(PLANNED);
+                Some(n.min(i.hi).max(i.lo))
+            }
             Atom::Var(_) => Some(0),
             _ => None,
         });
-        value.unwrap_or(1).max(0) as f64
+        value.unwrap_or(1).max(1) as f64
     }
 }
+
+/// Sizes that nobody knows are taken to be worth a vector loop.
+const PLANNED: i64 = 64;
 
 impl Facts for VarFacts<'_> {
     fn sym_range(&self, s: Sym) -> (i64, i64) {

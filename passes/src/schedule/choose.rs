@@ -44,7 +44,7 @@ pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choic
     // a tile may not be longer than its axis: shorter ones for short axes whose length is not known
     for size in [rows.size, rows.size.min(4), 1] {
         let tile = RowTile { size, overlap: !extent.divisible_by(size.into(), &a.facts), ..rows };
-        let fits = i64::from(size) <= least || size == 1;
+        let fits = i64::from(size) <= least || !tile.overlap || size == 1;
         let guard = Guard { expr: &extent - Dim::from(i64::from(size)), bound: Dim::from(Dim::LIMIT) };
         choices.push(chooser.choice(Some(tile), if fits { Vec::new() } else { vec![guard] }));
         if fits {
@@ -81,6 +81,18 @@ struct Lanes {
     cost: f64,
     /// Column axes of the statements, where the domain has none.
     inner: Vec<Option<Var>>,
+}
+
+/// A number that surely divides the extent.
+fn known_factor(extent: &Dim) -> i64 {
+    let gcd = |a: i64, b: i64| {
+        let (mut a, mut b) = (a.abs(), b.abs());
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    extent.terms().iter().fold(0, |g, t| gcd(g, t.1)).max(1)
 }
 
 /// Rows of a tile along some axis.
@@ -207,6 +219,7 @@ impl<'a> Chooser<'a> {
         let overlap = self.idempotent();
         let mut question = Question {
             rows: Some(1),
+            rows_step: 1,
             cols: extent.as_const(),
             panel,
             row_bytes: None,
@@ -227,10 +240,15 @@ impl<'a> Chooser<'a> {
                 continue;
             };
             question.rows = axis.extent.as_const();
+            question.rows_step = known_factor(&axis.extent);
             question.contraction = contraction;
             question.row_bytes = row_bytes;
             question.extra = if contraction && self.product_of_reads() { 0 } else { 2 };
-            let (tile, score) = tiles::best(&question, self.target);
+            let (tile, mut score) = tiles::best(&question, self.target);
+            if question.rows.is_none() && question.rows_step % i64::from(tile.rows) != 0 {
+                // perhaps there are too few of them: better an axis whose length is known
+                score *= 0.5;
+            }
             // at equal merit the axis with the nearer rows
             let near = -row_bytes.map_or(f64::MAX, |b| b as f64);
             // rows that share no vector only add independent accumulators
@@ -452,7 +470,8 @@ impl<'a> Chooser<'a> {
     fn bind_loops(&self, order: &[Var], s: &mut Schedule) -> f64 {
         let target = 8.0 * self.target.threads.max(1) as f64;
         let work = self.work();
-        let mut trip = 1.0;
+        // iterations as estimated, and those that there are whatever the sizes
+        let (mut trip, mut sure) = (1.0, 1.0);
         let mut serial = Vec::new();
         let mut open = true;
         for v in order {
@@ -462,7 +481,7 @@ impl<'a> Chooser<'a> {
                 _ => 1,
             };
             let tile = LoopSpec { axis: *v, step, parallel: false };
-            open &= self.free.contains(v) && trip < target;
+            open &= self.free.contains(v) && sure < target;
             if !open {
                 serial.push(tile);
                 continue;
@@ -470,19 +489,12 @@ impl<'a> Chooser<'a> {
             let tiles = (self.a.estimate(&self.a.extent(*v)) / f64::from(step)).ceil().max(1.0);
             let each = work / (trip * tiles);
             let fixed = self.a.extent(*v).as_const().is_some();
-            if each >= MIN_WORK || fixed && trip * tiles <= 4.0 * target && each * 8.0 >= MIN_WORK {
-                let many = trip * tiles > 16.0 * target && fixed;
-                if !many {
-                    s.loops.push(LoopSpec { parallel: true, ..tile });
-                    trip *= tiles;
-                    continue;
-                }
-            }
-            // chunks: enough of them, and each with enough to do
+            // chunks: not too many of them, and each with enough to do
             let enough = (MIN_WORK / each.max(1e-9)).ceil();
-            let few = if fixed { (trip * tiles / (4.0 * target)).ceil() } else { 1.0 };
-            let chunk = enough.max(few).clamp(1.0, f64::from(1 << 20) / f64::from(step)).floor().max(1.0);
-            if fixed && chunk >= tiles {
+            let few = if fixed { (sure * tiles / (4.0 * target)).ceil() } else { 1.0 };
+            let few_left = fixed && sure * tiles <= 4.0 * target && each * 8.0 >= MIN_WORK;
+            let chunk = if few_left { 1.0 } else { enough.max(few).clamp(1.0, (1 << 16) as f64) };
+            if chunk >= tiles && (fixed || chunk > 4.0 * tiles) {
                 serial.push(tile);
                 continue;
             }
@@ -491,7 +503,9 @@ impl<'a> Chooser<'a> {
             if chunk_step > step {
                 serial.push(tile);
             }
-            trip *= (tiles / chunk).ceil();
+            let chunks = (tiles / chunk).ceil();
+            trip *= chunks;
+            sure *= if fixed { chunks } else { 1.0 };
         }
         s.loops.extend(serial);
         trip

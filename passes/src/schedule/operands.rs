@@ -9,6 +9,7 @@ use super::analyse::{Analysis, Step};
 use super::choose::column_tile;
 use super::normal_form;
 use crate::error::Result;
+use crate::lower::axes::{dtype_of, expr_vars};
 use crate::lower::{access, space::VarFacts, space::vars_of};
 use ir::kernel::{BufId, Expr, ExprId, Kernel, Stmt};
 use ir::layout::Frag;
@@ -69,8 +70,17 @@ pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Resu
         let column = i == found.col_factor;
         let read = plain_read(kernel, factor);
         let need = match read {
-            Some((buf, _)) if kernel.buffers[buf.0 as usize].constant && column => {
-                let layout = packed(kernel, symbols, target, buf, &found, &facts)?;
+            // conversions belong outside of the loop over the products
+            Some((buf, _))
+                if is_widened(kernel, factor, buf) && stages(kernel, &facts, factor, &found, column) =>
+            {
+                stage(kernel, &facts, factor, &found, column)
+            }
+            Some((buf, _)) if kernel.buffers[buf.0 as usize].constant => {
+                let layout = match column {
+                    true => packed(kernel, symbols, target, buf, &found, &facts)?,
+                    false => follow(kernel, buf, &found, &facts),
+                };
                 if layout == kernel.buffers[buf.0 as usize].layout { Need::Ready } else { Need::Pack(layout) }
             }
             Some((buf, read)) => of_read(kernel, &a, &facts, buf, read, column.then_some(found.col))
@@ -101,35 +111,6 @@ pub fn constant_layout(
     }))
 }
 
-/// Domain and reduce variables of an expression.
-fn depends(k: &Kernel, e: ExprId, into: &mut Vec<Var>) {
-    let mut dims = |ds: &mut dyn Iterator<Item = &Dim>| {
-        for v in ds.flat_map(vars_of) {
-            if !into.contains(&v) {
-                into.push(v);
-            }
-        }
-    };
-    match k.get(e) {
-        Expr::Const(..) | Expr::Local(_) => {}
-        Expr::Index(d) => dims(&mut std::iter::once(d)),
-        Expr::Read { index, guards, .. } => {
-            dims(&mut index.iter().chain(guards.iter().map(|g| &g.expr)));
-        }
-        Expr::Inside(guards) => dims(&mut guards.iter().map(|g| &g.expr)),
-        Expr::Unary(_, x) | Expr::Convert(_, _, x) | Expr::Bitcast(_, x) => depends(k, *x, into),
-        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) => {
-            depends(k, *x, into);
-            depends(k, *y, into);
-        }
-        Expr::Select(x, y, z) => [x, y, z].into_iter().for_each(|e| depends(k, *e, into)),
-        Expr::Bind { value, body, .. } => {
-            depends(k, *value, into);
-            depends(k, *body, into);
-        }
-    }
-}
-
 fn find(kernel: &Kernel, linear: &Kernel, a: &Analysis) -> Option<Found> {
     let domain: Vec<Var> = kernel.domain.iter().map(|x| x.var).collect();
     let (reduce, value) = kernel.stmts.iter().find_map(|s| match s {
@@ -140,7 +121,7 @@ fn find(kernel: &Kernel, linear: &Kernel, a: &Analysis) -> Option<Found> {
     let factors = [*x, *y];
     let [dx, dy] = factors.map(|f| {
         let mut vars = Vec::new();
-        depends(kernel, f, &mut vars);
+        expr_vars(kernel, f, &mut vars);
         vars
     });
     let store = linear.stmts.iter().find_map(|s| match s {
@@ -219,10 +200,58 @@ fn greatest(d: &Dim, facts: &VarFacts) -> i64 {
     at_last.bounds(facts).1.min(d.bounds(facts).1)
 }
 
+/// True where the factor converts narrow floats of a buffer, which takes several instructions for each
+/// element. Integers are widened by their loads, and staging them would only quadruple the traffic.
+fn is_widened(kernel: &Kernel, factor: ExprId, buf: BufId) -> bool {
+    let from = kernel.buffers[buf.0 as usize].dtype;
+    from.is_float() && dtype_of(kernel, factor, &[]).bytes() > from.bytes()
+}
+
+/// True where [`stage`] stages.
+fn stages(kernel: &Kernel, facts: &VarFacts, factor: ExprId, found: &Found, column: bool) -> bool {
+    matches!(stage(kernel, facts, factor, found, column), Need::Stage(_))
+}
+
+/// A constant row operand: the reduction runs through it in the order in which it runs through the other.
+fn follow(kernel: &Kernel, buf: BufId, found: &Found, facts: &VarFacts) -> Layout {
+    let b = &kernel.buffers[buf.0 as usize];
+    let row = found.factors[1 - found.col_factor];
+    let Some(Expr::Read { index, .. }) = plain_read(kernel, row).map(|r| kernel.get(r.1)) else {
+        return b.layout.clone();
+    };
+    let distance = distances(kernel, found.factors[found.col_factor], facts);
+    let reduced = |d: &usize| vars_of(&index[*d]).iter().any(|v| found.reduce.contains(v));
+    let (mut inner, outer): (Vec<usize>, Vec<usize>) = (0..b.shape.len()).partition(reduced);
+    let key = |d: &usize| vars_of(&index[*d]).into_iter().map(&distance).fold(0.0, f64::max);
+    inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
+    let order: Vec<usize> = outer.into_iter().chain(inner).collect();
+    let ones_aside = |l: &Layout| -> Vec<usize> {
+        l.frags.iter().map(|f| f.dim).filter(|d| !b.shape[*d].is_const(1)).collect()
+    };
+    let layout = Layout::permuted(&order);
+    let same = b.layout.frags.iter().all(|f| f.len.is_none()) && ones_aside(&layout) == ones_aside(&b.layout);
+    if same { b.layout.clone() } else { layout }
+}
+
+/// Distance in memory between neighbours along a variable, in a factor that is a read.
+fn distances<'a>(kernel: &'a Kernel, factor: ExprId, facts: &'a VarFacts) -> impl Fn(Var) -> f64 + 'a {
+    let offset = plain_read(kernel, factor).and_then(|(buf, e)| match kernel.get(e) {
+        Expr::Read { index, .. } => {
+            let b = &kernel.buffers[buf.0 as usize];
+            Some(access::offset(index, &b.shape, &b.layout, facts))
+        }
+        _ => None,
+    });
+    move |v| {
+        let coef = offset.as_ref().and_then(|o| o.affine_in(v)).map(|c| c.0);
+        coef.map_or(0.0, |c| facts.estimate(&c))
+    }
+}
+
 /// Staged factors have their reduce axes innermost, column operands their column axis.
 fn stage(kernel: &Kernel, facts: &VarFacts, factor: ExprId, found: &Found, column: bool) -> Need {
     let mut vars = Vec::new();
-    depends(kernel, factor, &mut vars);
+    expr_vars(kernel, factor, &mut vars);
     let domain = kernel.domain.iter().map(|x| x.var).filter(|v| vars.contains(v));
     let mut axes: Vec<Var> = domain.filter(|v| !column || *v != found.col).collect();
     axes.extend(found.reduce.iter().copied().filter(|v| vars.contains(v)));
@@ -255,19 +284,7 @@ fn packed(
         return Ok(b.layout.clone());
     };
     let Expr::Read { index, .. } = kernel.get(read) else { return Ok(b.layout.clone()) };
-    // distance between neighbours of a reduce axis in the other factor, by variable
-    let row = plain_read(kernel, found.factors[1 - found.col_factor]);
-    let row_offset = row.and_then(|(rb, e)| match kernel.get(e) {
-        Expr::Read { index, .. } => {
-            let rb = &kernel.buffers[rb.0 as usize];
-            Some(access::offset(index, &rb.shape, &rb.layout, facts))
-        }
-        _ => None,
-    });
-    let distance = |v: Var| {
-        let coef = row_offset.as_ref().and_then(|o| o.affine_in(v)).map(|c| c.0);
-        coef.map_or(0.0, |c| facts.estimate(&c))
-    };
+    let distance = distances(kernel, found.factors[1 - found.col_factor], facts);
     let of_dim = |d: usize| vars_of(&index[d]);
     let (mut batch, mut inner, mut col) = (Vec::new(), Vec::new(), None);
     for (d, size) in b.shape.iter().enumerate() {
@@ -281,7 +298,7 @@ fn packed(
         }
     }
     let Some(col) = col else { return Ok(b.layout.clone()) };
-    let key = |d: &usize| of_dim(*d).into_iter().map(distance).fold(0.0, f64::max);
+    let key = |d: &usize| of_dim(*d).into_iter().map(&distance).fold(0.0, f64::max);
     inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
     let plain: Vec<usize> = batch.iter().chain(&inner).copied().chain([col]).collect();
     let plain = Layout::permuted(&plain);

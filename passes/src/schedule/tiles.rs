@@ -11,6 +11,8 @@ use ir::target::TargetDesc;
 pub struct Question {
     /// Rows of the problem, where they are known.
     pub rows: Option<i64>,
+    /// Divides the number of rows, known or not.
+    pub rows_step: i64,
     pub cols: Option<i64>,
     /// Columns of a packed operand's panels: the tile must have as many.
     pub panel: Option<i64>,
@@ -131,6 +133,7 @@ mod tests {
     fn check(target: &TargetDesc, lanes: u32, rows: i64, cols: i64, row_bytes: i64, expect: (u32, u32)) {
         let q = Question {
             rows: Some(rows),
+            rows_step: rows,
             cols: Some(cols),
             panel: None,
             row_bytes: Some(row_bytes),

@@ -435,3 +435,24 @@ fn operands_say_what_they_need() {
     assert_eq!(found[1].need, Need::Stage(vec![ea.var, ta.var]));
     b.check();
 }
+
+/// Mean and variance of groups, applied to each element: the reductions do not depend on all axes.
+#[test]
+fn axes_without_reduction_sink_into_stores() {
+    let mut b = Build::new("group_norm");
+    let d = |x: i64| Dim::from(x);
+    let shape = [d(3), d(2), d(5), d(9)];
+    let axes: Vec<(Axis, Dim)> = shape.iter().map(|e| b.axis("i", e.clone())).collect();
+    let ((ca, ci), (sa, si)) = (b.axis("c", 5), b.axis("s", 9));
+    let (x, y) = (b.input("x", &shape), b.output("y", &shape));
+    b.domain(&axes.iter().map(|a| &a.0).collect::<Vec<_>>());
+    let v = b.read(x, &[&axes[0].1, &axes[1].1, &ci, &si]);
+    let m = b.reduce(Monoid::Sum, &[&ca, &sa], v);
+    let at: Vec<&Dim> = axes.iter().map(|a| &a.1).collect();
+    let v = b.read(x, &at);
+    let v = b.bin(BinaryOp::Sub, v, m);
+    b.store(&[], y, &at, v);
+    let normal = normal_form(&b.k, &b.symbols).unwrap();
+    assert_eq!(normal.domain.len(), 1, "{:?}", normal.domain);
+    b.check();
+}
