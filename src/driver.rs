@@ -3,7 +3,7 @@
 use frontend::cases::CaseValue;
 use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
 use ir::host::Lowered;
-use ir::{ConstSource, Dim, Module, Tensor};
+use ir::{ConstSource, Dim, Math, Module, Tensor};
 use runtime::{Context, InputView, Limits, Model, Pool, RunError};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,16 @@ pub struct CompileOptions {
     pub threads: usize,
     /// Fixes named sizes (`batch=4`).
     pub dims: Vec<(String, i64)>,
+    /// How exactly the model's arithmetic is followed.
+    pub math: Math,
     pub limits: Limits,
+}
+
+impl CompileOptions {
+    /// What the passes are asked for.
+    pub fn passes(&self) -> passes::Options {
+        passes::Options { math: self.math, ..passes::Options::default() }
+    }
 }
 
 /// Why a model could not be compiled or run.
@@ -199,12 +208,12 @@ pub fn compile_module(mut module: Module, options: &CompileOptions) -> Result<Co
     let mut times = Times::default();
     let began = Instant::now();
     give_bytes(&mut module)?;
-    let mut lowered = passes::compile(module, &backend.target(), &passes::Options::default())?;
+    let mut lowered = passes::compile(module, &backend.target(), &options.passes())?;
     // passes may add constants of their own
     give_bytes(&mut lowered.module)?;
     times.passes = ms(began);
     let began = Instant::now();
-    let (program, stats) = codegen::program::build(&lowered, &*backend)?;
+    let (program, stats) = codegen::program::build(&lowered, &*backend, options.math)?;
     times.codegen = ms(began);
     let began = Instant::now();
     let pool = Arc::new(Pool::new(options.threads));

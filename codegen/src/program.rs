@@ -9,7 +9,7 @@ use ir::host::{self, Lowered};
 use ir::loops::{Func, Stmt};
 use ir::prim::HostFn;
 use ir::tensor::ByteSource;
-use ir::{Atom, ConstSource, DType, Dim, SymKind};
+use ir::{Atom, ConstSource, DType, Dim, Math, SymKind};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub fn functions_compiled() -> u64 {
 }
 
 /// Compiles every kernel of `lowered` with `backend` (equal functions once) and writes the program.
-/// Constants of random or splat source must have been given bytes before.
-pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats), CodegenError> {
+/// Constants of random or splat source must have been given bytes before. `math`: as for the passes.
+pub fn build(lowered: &Lowered, backend: &dyn Backend, math: Math) -> Result<(Program, Stats), CodegenError> {
     let target = backend.target();
     let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
     for k in &lowered.kernels {
@@ -57,7 +57,7 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend) -> Result<(Program, Stats
         .par_iter()
         .enumerate()
         .map(|(i, f)| {
-            let mut m = legalise::legalise(f, &target)?;
+            let mut m = legalise::legalise_with(f, &target, math.into())?;
             // symbols must differ between objects, and be the same from run to run
             m.name = format!("k{i}_{}", identifier(&f.name));
             Ok(m)

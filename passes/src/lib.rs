@@ -40,9 +40,9 @@ pub use error::{PassError, Result};
 pub use host::Planned;
 pub use pipeline::{Stage, State, run_until};
 
-use ir::Module;
 use ir::host::Lowered;
 use ir::target::TargetDesc;
+use ir::{Math, Module};
 
 /// What a caller may choose.
 #[derive(Clone, PartialEq, Debug)]
@@ -51,22 +51,27 @@ pub struct Options {
     pub fold_bytes: usize,
     /// Nodes that the expression of one kernel may have.
     pub pull_limit: usize,
-    /// Winograd's form for 3 x 3 convolutions where it pays: a third of the time at some 15 times the rounding
-    /// error (1e-5 of the output's scale).
-    pub winograd: bool,
+    /// How exactly the model's arithmetic is followed. Winograd's form for 3 x 3 convolutions, which takes a
+    /// third of the time at some 15 times the rounding error (1e-5 of the output's scale), is never strict.
+    pub math: Math,
     /// Verify after each pass.
     pub verify: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { fold_bytes: 256 << 10, pull_limit: 200, winograd: true, verify: cfg!(debug_assertions) }
+        Options {
+            fold_bytes: 256 << 10,
+            pull_limit: 200,
+            math: Math::Default,
+            verify: cfg!(debug_assertions),
+        }
     }
 }
 
 impl Options {
     fn choices(&self) -> group::Choices {
-        group::Choices { limit: self.pull_limit, winograd: self.winograd }
+        group::Choices { limit: self.pull_limit, winograd: self.math.reassociates() }
     }
 }
 

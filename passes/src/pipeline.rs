@@ -95,7 +95,7 @@ pub const PASSES: &[Pass] = &[
         name: "separate-pads",
         stage: Stage::Canonical,
         reason: "convolutions without guards; before cse, since branches often pad the same value",
-        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.winograd)),
+        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.math.reassociates())),
     },
     Pass {
         name: "cse",

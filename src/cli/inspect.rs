@@ -53,7 +53,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
     }
     let backend = driver::backend(&options)?;
     let imported = module.graph.order.len();
-    let lowered = passes::compile(module, &backend.target(), &passes::Options::default())?;
+    let lowered = passes::compile(module, &backend.target(), &options.passes())?;
     if let Some(path) = &args.dot {
         std::fs::write(path, dot(&lowered.module)).map_err(output_error)?;
     }
@@ -82,7 +82,8 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
                 if stage == Stage::Loops {
                     text += &f.to_string();
                 } else {
-                    let machine = codegen::legalise::legalise(f, &backend.target())?;
+                    let machine =
+                        codegen::legalise::legalise_with(f, &backend.target(), options.math.into())?;
                     text += &match stage {
                         Stage::Llvm => backend.ir_text(&machine)?,
                         _ => backend.asm_text(&machine)?,

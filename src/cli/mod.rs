@@ -10,6 +10,7 @@ mod verify;
 
 use crate::driver::{CompileOptions, Error};
 use clap::{Args, Parser, Subcommand};
+use ir::Math;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,11 +63,20 @@ struct CompileArgs {
     /// Threads of one run (default: the cores that this process may use)
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// How exactly the model's arithmetic is followed: default, strict (the operations as written, halves
+    /// rounded after each), bf16 (products of f32 tensors in bf16, sums in f32)
+    #[arg(long, default_value = "default", value_parser = parse_math)]
+    math: Math,
 }
 
 impl CompileArgs {
     fn options(&self) -> CompileOptions {
-        CompileOptions { backend: self.backend.clone(), threads: self.threads, ..Default::default() }
+        CompileOptions {
+            backend: self.backend.clone(),
+            threads: self.threads,
+            math: self.math,
+            ..Default::default()
+        }
     }
     fn interpreted(&self) -> bool {
         self.backend.as_deref() == Some("interp")
@@ -77,6 +87,11 @@ impl ModelArgs {
     fn options(&self) -> CompileOptions {
         CompileOptions { dims: self.dims.clone(), ..self.compile.options() }
     }
+}
+
+fn parse_math(s: &str) -> Result<Math, String> {
+    let names = Math::ALL.map(Math::name).join(", ");
+    Math::parse(s).ok_or_else(|| format!("expected one of {names}"))
 }
 
 fn parse_dim(s: &str) -> Result<(String, i64), String> {

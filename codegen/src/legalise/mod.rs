@@ -66,6 +66,7 @@ mod tests;
 mod tile;
 
 use crate::{CodegenError, Fault};
+use ir::Math;
 use ir::loops::{Form, Func};
 use ir::target::TargetDesc;
 
@@ -74,6 +75,12 @@ use ir::target::TargetDesc;
 pub struct Options {
     /// Rounds f16 and bf16 values after every operation; else they stay f32 until stored or converted.
     pub strict_halves: bool,
+}
+
+impl From<Math> for Options {
+    fn from(math: Math) -> Options {
+        Options { strict_halves: math == Math::Strict }
+    }
 }
 
 /// Turns a function in tile form into machine form for `target`, with default [`Options`].
