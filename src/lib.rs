@@ -11,7 +11,6 @@
 //! ```
 
 pub mod arrays;
-pub mod ceiling;
 pub mod cli;
 pub mod driver;
 

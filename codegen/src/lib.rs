@@ -13,6 +13,7 @@ pub mod legalise;
 mod object_check;
 mod order;
 pub mod program;
+pub mod ptx;
 pub mod target;
 
 #[cfg(feature = "cranelift")]

@@ -18,6 +18,8 @@ pub struct TargetDesc {
     pub has_masks: bool,
     /// Native conversion f16 <-> f32 on vectors; bf16 is shifts everywhere.
     pub has_f16: bool,
+    /// Vector lanes are threads with addresses of their own: a gather costs what its memory traffic costs.
+    pub simt: bool,
     pub cache_line: usize,
     pub l1_bytes: usize,
     pub l2_bytes: usize,

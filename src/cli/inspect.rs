@@ -42,6 +42,8 @@ enum Stage {
     Llvm,
     /// Assembly.
     Asm,
+    /// PTX, as scheduled for an NVIDIA GPU.
+    Ptx,
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
@@ -51,7 +53,10 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         print!("{}", graph_text(&module, args.full));
         return Ok(Outcome::Good);
     }
-    let backend = driver::backend(&options)?;
+    let backend: Box<dyn codegen::Backend> = match args.stage {
+        Some(Stage::Ptx) => Box::new(codegen::ptx::Ptx::new(codegen::ptx::H100_SMS)),
+        _ => driver::backend(&options)?,
+    };
     let imported = module.graph.order.len();
     let lowered = passes::compile(module, &backend.target(), &options.passes())?;
     if let Some(path) = &args.dot {
@@ -85,7 +90,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
                     let machine =
                         codegen::legalise::legalise_with(f, &backend.target(), options.math.into())?;
                     text += &match stage {
-                        Stage::Llvm => backend.ir_text(&machine)?,
+                        Stage::Llvm | Stage::Ptx => backend.ir_text(&machine)?,
                         _ => backend.asm_text(&machine)?,
                     };
                 }

@@ -4,7 +4,6 @@ mod bench;
 mod check;
 mod inputs;
 mod inspect;
-mod profile;
 mod run;
 mod test_cases;
 mod verify;

@@ -11,7 +11,9 @@
 //! | `kernels` | the kernels of the whole pipeline |
 //! | `schedules` | the schedules chosen for an AVX-512 target |
 //! | `loops` | the loop IR in tile form for that target |
+//! | `ptx` | the PTX of each kernel, for an NVIDIA GPU |
 
+use kernelsmith::codegen::{self, Backend};
 use kernelsmith::ir::{self, IrError, Module, target::TargetDesc};
 use kernelsmith::passes::{self, pipeline};
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ fn target() -> TargetDesc {
         has_fma: true,
         has_masks: true,
         has_f16: true,
+        simt: false,
         cache_line: 64,
         l1_bytes: 32 << 10,
         l2_bytes: 1 << 20,
@@ -96,6 +99,18 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
                     "schedules" => k.variants.iter().for_each(|v| out += &format!("{}\n", v.schedule)),
                     _ => k.variants.iter().for_each(|v| out += &format!("{}\n", v.func)),
                 }
+            }
+            Ok(out)
+        }
+        ["ptx"] => {
+            let gpu = codegen::ptx::Ptx::new(codegen::ptx::H100_SMS);
+            let lowered =
+                passes::compile(parse(text)?, &gpu.target(), &options).map_err(|e| e.to_string())?;
+            let mut out = String::new();
+            for v in lowered.kernels.iter().flat_map(|k| &k.variants) {
+                let machine = codegen::legalise::legalise(&v.func, &gpu.target());
+                out += &machine.and_then(|m| gpu.ir_text(&m)).map_err(|e| e.to_string())?;
+                out.push('\n');
             }
             Ok(out)
         }

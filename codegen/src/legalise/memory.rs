@@ -129,7 +129,7 @@ impl Legaliser<'_> {
                 Ok(self.b.splat(x, 1, lanes))
             }
             // masks have no lanes to insert; a gather makes them whole
-            (_, None) if reg != DType::Bool => {
+            (_, None) if reg != DType::Bool && !self.target.simt => {
                 let mut v = self.b.zero(vector);
                 for lane in 0..width {
                     let part = self.part(a, row, col + lane)?;
@@ -225,14 +225,14 @@ impl Legaliser<'_> {
                 part.cols_valid = self.valid(valid, col, width, lanes);
                 self.b.store(part, v);
             }
-            (_, None) => {
+            (_, None) if !self.target.simt => {
                 for lane in 0..width {
                     let part = self.part(a, row, col + lane)?;
                     let x = self.b.extract(v, 0, lane);
                     self.b.store(part, x);
                 }
             }
-            (_, Some(_)) => {
+            _ => {
                 let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
                 self.b.scatter(a.mem, index, v, mask);
             }

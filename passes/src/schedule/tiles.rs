@@ -123,6 +123,7 @@ mod tests {
             has_fma: true,
             has_masks: true,
             has_f16: true,
+            simt: false,
             cache_line: 64,
             l1_bytes: 32 << 10,
             l2_bytes: 1 << 20,

@@ -20,6 +20,7 @@ fn target(vector_bits: u32, has_fma: bool) -> TargetDesc {
         has_fma,
         has_masks: true,
         has_f16: false,
+        simt: false,
         cache_line: 64,
         l1_bytes: 32 << 10,
         l2_bytes: 1 << 20,

@@ -25,6 +25,7 @@ pub fn avx512() -> TargetDesc {
         has_fma: true,
         has_masks: true,
         has_f16: true,
+        simt: false,
         cache_line: 64,
         l1_bytes: 32 << 10,
         l2_bytes: 1 << 20,

@@ -1,0 +1,322 @@
+//! Loads, stores, gathers and scatters.
+
+use super::func::{Emitter, class};
+use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Round, Type, Vote};
+use crate::Fault;
+use crate::error::Emit;
+use ir::DType;
+use ir::loops::{Addr, Mem, Stride, Ty, Val};
+
+/// Where an access begins, in this lane.
+#[derive(Clone, Copy)]
+struct Place {
+    base: Reg,
+    offset: i32,
+}
+
+/// Which lanes take part.
+#[derive(Clone, Copy)]
+enum Lanes {
+    All,
+    /// Where the predicate holds.
+    Where(Reg),
+    None,
+}
+
+impl Emitter<'_> {
+    fn stored(&self, mem: Mem) -> Emit<DType> {
+        let dtype = match mem {
+            Mem::Buf(i) => self.func.bufs.get(i as usize).map(|b| b.dtype),
+            Mem::Local(i) => self.func.locals.get(i as usize).map(|l| l.dtype),
+        };
+        dtype.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))
+    }
+
+    /// Base addresses moved to the lane's own element, once for all accesses of vectors.
+    pub fn lane_bases(&mut self) -> Emit<()> {
+        let mut wide = None;
+        let mut mems: Vec<Mem> = self.bases.keys().copied().collect();
+        mems.sort_unstable();
+        for mem in mems {
+            let size = self.stored(mem)?.bytes() as i64;
+            let lane = *wide.get_or_insert_with(|| {
+                let d = self.fresh(Class::B64);
+                self.push(Op::Cvt { round: None, to: Type::U64, from: Type::U32, d, a: self.lane.into() });
+                d
+            });
+            let Some((base, _)) = self.bases.get(&mem).copied() else { continue };
+            let d = self.element(base, lane.into(), size);
+            self.bases.insert(mem, (base, Some(d)));
+        }
+        Ok(())
+    }
+
+    /// `base + index * size`
+    fn element(&mut self, base: Reg, index: Operand, size: i64) -> Reg {
+        let d = self.fresh(Class::B64);
+        self.push(Op::MulAdd { ty: Type::S64, d, a: index, b: Operand::Int(size), c: base.into() });
+        d
+    }
+
+    /// The address of element `index + disp`; of that many lanes further in each lane of a vector.
+    fn place(&mut self, mem: Mem, index: Val, disp: i64, vector: bool) -> Emit<Place> {
+        let size = self.stored(mem)?.bytes() as i64;
+        let bases = self.bases.get(&mem).copied();
+        let (plain, lanes) = bases.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
+        let start = if vector { lanes.unwrap_or(plain) } else { plain };
+        let far = || Fault::invalid("an address overflows");
+        let mut bytes = disp.checked_mul(size).ok_or_else(far)?;
+        let mut base = start;
+        match self.known_int(index) {
+            Some(i) => bytes = i.checked_mul(size).and_then(|i| i.checked_add(bytes)).ok_or_else(far)?,
+            None => {
+                let key = (mem, index, vector);
+                let known = self.addresses.iter().rev().find_map(|a| a.get(&key)).copied();
+                base = match known {
+                    Some(r) => r,
+                    None => {
+                        let index = self.scalar(index)?;
+                        let r = self.element(start, index.into(), size);
+                        if let Some(here) = self.addresses.last_mut() {
+                            here.insert(key, r);
+                        }
+                        r
+                    }
+                };
+            }
+        }
+        match i32::try_from(bytes) {
+            Ok(offset) => Ok(Place { base, offset }),
+            Err(_) => {
+                let base = self.binary(Binary::Add, Type::S64, Class::B64, base, Operand::Int(bytes));
+                Ok(Place { base, offset: 0 })
+            }
+        }
+    }
+
+    /// The lanes of an access of `ty` of which only the first `valid` elements count.
+    fn first(&mut self, ty: Ty, valid: Option<Val>) -> Emit<Lanes> {
+        let Some(valid) = valid else { return Ok(Lanes::All) };
+        match self.known_int(valid) {
+            Some(n) if n >= i64::from(ty.cols) => return Ok(Lanes::All),
+            Some(n) if n <= 0 => return Ok(Lanes::None),
+            Some(n) => {
+                let p = self.setp(Compare::Lt, Type::U32, self.lane, Operand::Int(n));
+                return Ok(Lanes::Where(p));
+            }
+            None => {}
+        }
+        let valid = self.scalar(valid)?;
+        if ty.is_scalar() {
+            return Ok(Lanes::Where(self.setp(Compare::Gt, Type::S64, valid, Operand::Int(0))));
+        }
+        let n = self.fresh(Class::B32);
+        self.push(Op::Cvt { round: None, to: Type::U32, from: Type::U64, d: n, a: valid.into() });
+        Ok(Lanes::Where(self.setp(Compare::Lt, Type::U32, self.lane, n.into())))
+    }
+
+    fn push_lanes(&mut self, lanes: Lanes, op: Op) {
+        match lanes {
+            Lanes::All => self.push(op),
+            Lanes::Where(p) => self.push_if(p, true, op),
+            Lanes::None => {}
+        }
+    }
+
+    /// Lanes meet around a write to a region that is also read.
+    fn meet(&mut self, mem: Mem) {
+        if self.shared.contains(&mem) {
+            self.push(Op::WarpSync);
+        }
+    }
+
+    // ---- reading ----------------------------------------------------------------------------
+
+    pub fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Reg> {
+        if !ty.is_scalar() && addr.col != Stride::Const(1) {
+            return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols)));
+        }
+        let lanes = self.first(ty, addr.cols_valid)?;
+        let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
+        self.read(ty, addr.mem, at, lanes)
+    }
+
+    pub fn gather(&mut self, ty: Ty, mem: Mem, index: Val, mask: Option<Val>) -> Emit<Reg> {
+        let lanes = match mask {
+            Some(m) => Lanes::Where(self.reg(m)?),
+            None => Lanes::All,
+        };
+        let at = self.at_lanes(mem, index)?;
+        self.read(ty, mem, at, lanes)
+    }
+
+    /// The place of each lane's own index.
+    fn at_lanes(&mut self, mem: Mem, index: Val) -> Emit<Place> {
+        if self.ty(index)?.is_scalar() {
+            return self.place(mem, index, 0, false);
+        }
+        let (base, _) =
+            self.bases.get(&mem).copied().ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
+        let size = self.stored(mem)?.bytes() as i64;
+        let index = self.reg(index)?;
+        Ok(Place { base: self.element(base, index.into(), size), offset: 0 })
+    }
+
+    /// Reads an element into each lane, 0 in those that do not take part.
+    fn read(&mut self, ty: Ty, mem: Mem, at: Place, lanes: Lanes) -> Emit<Reg> {
+        let stored = self.stored(mem)?;
+        let half = stored == DType::F16 && ty.dtype == DType::F32;
+        let (memory, register) = match (stored, half) {
+            (_, true) => (Type::B16, Class::B16),
+            (DType::Bool, _) => (Type::U8, Class::B32),
+            _ => (memory_type(stored, ty.dtype)?, class(ty.dtype)?),
+        };
+        let d = self.fresh(register);
+        if !matches!(lanes, Lanes::All) {
+            let (zero, ty) = match register {
+                Class::F32 => (Operand::F32(0.0), Type::F32),
+                Class::F64 => (Operand::F64(0.0), Type::F64),
+                class => (Operand::Int(0), super::func::untyped(class)),
+            };
+            self.push(Op::Mov { ty, d, a: zero });
+        }
+        self.push_lanes(lanes, Op::Ld { ty: memory, d, base: at.base, offset: at.offset });
+        if half {
+            let wide = self.fresh(Class::F32);
+            self.push(Op::Cvt { round: None, to: Type::F32, from: Type::F16, d: wide, a: d.into() });
+            return Ok(wide);
+        }
+        if stored == DType::Bool {
+            return Ok(self.setp(Compare::Ne, Type::U32, d, Operand::Int(0)));
+        }
+        Ok(d)
+    }
+
+    // ---- writing ----------------------------------------------------------------------------
+
+    pub fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
+        let ty = self.ty(value)?;
+        if !ty.is_scalar() && addr.col != Stride::Const(1) {
+            return Err(Fault::invalid(format!("a store of {} lanes at {addr:?}", ty.cols)));
+        }
+        let mut lanes = self.first(ty, addr.cols_valid)?;
+        if ty.is_scalar() {
+            lanes = self.only_first(lanes);
+        }
+        let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
+        self.write(ty, addr.mem, at, lanes, value)
+    }
+
+    /// One lane writes what all hold.
+    fn only_first(&mut self, lanes: Lanes) -> Lanes {
+        match lanes {
+            Lanes::All => Lanes::Where(self.first_lane),
+            Lanes::Where(p) => {
+                let first = self.first_lane.into();
+                Lanes::Where(self.binary(Binary::And, Type::Pred, Class::Pred, p, first))
+            }
+            Lanes::None => Lanes::None,
+        }
+    }
+
+    /// Where several lanes write one element, the last lane wins.
+    pub fn scatter(&mut self, mem: Mem, index: Val, value: Val, mask: Option<Val>) -> Emit<()> {
+        let ty = self.ty(value)?;
+        let mut lanes = match mask {
+            Some(m) => Lanes::Where(self.reg(m)?),
+            None => Lanes::All,
+        };
+        if ty.is_scalar() {
+            lanes = self.only_first(lanes);
+        } else if !self.ty(index)?.is_scalar() {
+            lanes = self.last_of_equals(index, lanes)?;
+        } else {
+            return Err(Fault::invalid("a scatter of a vector to one index"));
+        }
+        let at = self.at_lanes(mem, index)?;
+        self.write(ty, mem, at, lanes, value)
+    }
+
+    /// Of the lanes with the same index only the last one.
+    fn last_of_equals(&mut self, index: Val, lanes: Lanes) -> Emit<Lanes> {
+        let index = self.reg(index)?;
+        let equal = self.fresh(Class::B32);
+        self.push(Op::MatchAny { d: equal, a: index });
+        let candidates = match lanes {
+            Lanes::Where(p) => {
+                let active = self.fresh(Class::B32);
+                self.push(Op::Vote { kind: Vote::Ballot, d: active, a: p });
+                self.binary(Binary::And, Type::B32, Class::B32, equal, active.into())
+            }
+            _ => equal,
+        };
+        let last = self.fresh(Class::B32);
+        self.push(Op::Bfind { d: last, a: candidates.into() });
+        let own = self.setp(Compare::Eq, Type::U32, last, self.lane.into());
+        Ok(match lanes {
+            Lanes::Where(p) => Lanes::Where(self.binary(Binary::And, Type::Pred, Class::Pred, own, p.into())),
+            Lanes::All => Lanes::Where(own),
+            Lanes::None => Lanes::None,
+        })
+    }
+
+    fn write(&mut self, ty: Ty, mem: Mem, at: Place, lanes: Lanes, value: Val) -> Emit<()> {
+        let stored = self.stored(mem)?;
+        let v = self.reg(value)?;
+        let (memory, v) = self.storable(stored, ty.dtype, v)?;
+        self.meet(mem);
+        self.push_lanes(lanes, Op::St { ty: memory, base: at.base, offset: at.offset, a: v.into() });
+        self.meet(mem);
+        Ok(())
+    }
+
+    /// The type that is written, and the register it is written from.
+    fn storable(&mut self, stored: DType, dtype: DType, v: Reg) -> Emit<(Type, Reg)> {
+        if stored == DType::F16 && dtype == DType::F32 {
+            let d = self.fresh(Class::B16);
+            self.push(Op::Cvt { round: Some(Round::Rn), to: Type::F16, from: Type::F32, d, a: v.into() });
+            return Ok((Type::B16, d));
+        }
+        if stored == DType::Bool {
+            let d = self.fresh(Class::B32);
+            self.push(Op::Selp { ty: Type::B32, d, a: Operand::Int(1), b: Operand::Int(0), p: v });
+            return Ok((Type::U8, d));
+        }
+        let memory = memory_type(stored, dtype)?;
+        // numbers of less than a byte as the byte that holds them
+        let unused = Operand::Int(32 - i64::from(stored.bits()));
+        let shift = match stored {
+            DType::I4 | DType::I2 => Type::S32,
+            DType::U4 | DType::U2 => Type::U32,
+            _ => return Ok((memory, v)),
+        };
+        let upper = self.binary(Binary::Shl, Type::B32, Class::B32, v, unused);
+        Ok((memory, self.binary(Binary::Shr, shift, Class::B32, upper, unused)))
+    }
+}
+
+/// How an element lies in memory, where a register of this type holds it.
+fn memory_type(stored: DType, register: DType) -> Emit<Type> {
+    let same = stored == register || stored.bytes() == 4 && stored.is_int() && register.bytes() == 4;
+    Ok(match (stored.bytes(), stored.is_signed_int()) {
+        (8, _) if same => {
+            if stored == DType::F64 {
+                Type::F64
+            } else {
+                Type::B64
+            }
+        }
+        (4, _) if same => {
+            if stored == DType::F32 {
+                Type::F32
+            } else {
+                Type::B32
+            }
+        }
+        (2, true) if register == DType::I32 => Type::S16,
+        (1, true) if register == DType::I32 => Type::S8,
+        (2, false) if register.is_int() && register.bytes() == 4 => Type::U16,
+        (1, false) if register.is_int() && register.bytes() == 4 => Type::U8,
+        _ => return Err(Fault::invalid(format!("{stored} in memory as {register} in a register"))),
+    })
+}
