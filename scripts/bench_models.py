@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Time models against ONNX Runtime and OpenVINO, taking turns, and print the ratios.
 
-    .venv/bin/python scripts/bench_models.py [--models resnet50,bert_base] [--threads 2]
+    .venv/bin/python scripts/bench_models.py [--models resnet50,bert_base | --families dense,int8] [--threads 2]
+
+Ratios are peer over ours: above 1 we are faster. `best` is the ratio to the fastest peer that was asked.
+Families of models (FAMILIES) get geometric means of it.
 
 Every contestant is a process that has loaded the model and then takes turns of a few tenths of a
 second, so that a change of clock or load hits all alike. The medians of all runs are compared.
@@ -30,6 +33,19 @@ import common
 import zoo_prepare
 
 DIGITS = common.ROOT / "examples" / "digits"
+
+# Models that make similar demands, by the name of the family.
+FAMILIES = {
+    "dense": "alexnet vgg16 resnet18 resnet50 unet espcn_x3 style_transfer",
+    "mobile": "mobilenet_v2 mobilenet_v3_small efficientnet_b0 shufflenet_v2_x1_0 squeezenet1_1 densenet121 "
+              "convnext_tiny",
+    "transformer": "bert_base distilbert_sst2 vit_b_16 swin_t gpt2 whisper_tiny_encoder t5_small_encoder",
+    "decode": "gpt2_past llama_110m_past llama_110m_int4 whisper_tiny_decoder lstm_lm bilstm_sentiment "
+              "gru_greedy_loop",
+    "small": "yolo_n ssdlite320_mobilenet_v3_large deeplabv3_mobilenet_v3_large mnist_mlp mlp_autoencoder "
+             "conv_autoencoder vae dcgan_generator",
+    "int8": "resnet50_int8_qdq mobilenet_v2_int8_qdq bert_base_int8_dynamic",
+}
 
 
 # ---- the peers, each in a process of its own ----
@@ -142,7 +158,7 @@ def contest(model: Path, inputs: Path, args) -> dict:
             argv = [sys.executable, __file__, "--worker", name, model, inputs, args.threads]
         else:
             argv = [args.program, "bench", model, "--inputs", inputs, "--stdio",
-                    "--backend", name.split(":")[1], "--threads", args.threads]
+                    "--backend", name.split(":")[1], "--threads", args.threads, *args.flags.split()]
         try:
             ready.append(Contestant(name, argv, args.timeout))
         except (RuntimeError, ValueError, KeyError) as e:
@@ -189,18 +205,31 @@ def find_models(args) -> list[tuple[str, Path, Path]]:
     return found + [(n, args.cache / f"{n}.onnx", args.cache / f"{n}.inputs.npz") for n in wanted]
 
 
+def ratio(times: dict, ours: str, peers: list[str]) -> float | None:
+    """The fastest of `peers` over ours: above 1 we are faster."""
+    known = [times[p]["median_ms"] for p in peers if "median_ms" in times.get(p, {})]
+    mine = times.get(ours, {}).get("median_ms")
+    return min(known) / mine if known and mine else None
+
+
+def split(contestants: list[str]) -> tuple[list[str], list[str]]:
+    return [c for c in contestants if c not in WORKERS], [c for c in contestants if c in WORKERS]
+
+
 def print_row(name: str, times: dict, contestants: list[str]):
-    ours = [c for c in contestants if c not in WORKERS]
-    peers = [c for c in contestants if c in WORKERS]
+    ours, peers = split(contestants)
     cells = []
     for c in contestants:
         t = times.get(c, {})
         cells.append(f"{c} {t['median_ms']:.3f}" if "median_ms" in t else f"{c} -")
     for o in ours:
+        label = f"{o} " if len(ours) > 1 else ""
         for p in peers:
-            if "median_ms" in times.get(o, {}) and "median_ms" in times.get(p, {}):
-                cells.append(f"{o}/{p} {times[o]['median_ms'] / times[p]['median_ms']:.2f}")
-    print(f"{name:32} " + "  ".join(cells), flush=True)
+            if (r := ratio(times, o, [p])) is not None:
+                cells.append(f"{label}{p}/ours {r:.2f}")
+        if len(peers) > 1 and (r := ratio(times, o, peers)) is not None:
+            cells.append(f"{label}best {r:.2f}")
+    print(f"{name:29} " + "  ".join(cells), flush=True)
     for c in contestants:
         if "error" in times.get(c, {}):
             print(f"    {c}: {times[c]['error'][:200]}", flush=True)
@@ -208,16 +237,35 @@ def print_row(name: str, times: dict, contestants: list[str]):
         print(f"    {times['error'][:200]}", flush=True)
 
 
-def geometric_means(results: dict, contestants: list[str]) -> dict:
-    means = {}
-    for o in (c for c in contestants if c not in WORKERS):
-        for p in (c for c in contestants if c in WORKERS):
-            ratios = [t[o]["median_ms"] / t[p]["median_ms"] for t in results.values()
-                      if "median_ms" in t.get(o, {}) and "median_ms" in t.get(p, {})]
-            if ratios:
-                means[f"{o}/{p}"] = {"geometric_mean": statistics.geometric_mean(ratios),
-                                     "models": len(ratios), "faster": sum(r < 1 for r in ratios)}
-    return means
+def summary(ratios: dict[str, float]) -> dict:
+    """Of ratios by model."""
+    worst = min(ratios, key=ratios.get)
+    return {"geometric_mean": statistics.geometric_mean(ratios.values()), "models": len(ratios),
+            "faster": sum(r > 1 for r in ratios.values()), "least": ratios[worst], "least_model": worst}
+
+
+def summaries(results: dict, contestants: list[str]) -> dict:
+    """By backend of ours: one summary for each peer, and one against the best peer for each family."""
+    ours, peers = split(contestants)
+    out = {}
+    groups = {p: ([p], list(results)) for p in peers}
+    if peers:
+        groups |= {f: (peers, [m for m in models.split() if m in results]) for f, models in FAMILIES.items()}
+        groups["all"] = (peers, list(results))
+    for o in ours:
+        for group, (against, models) in groups.items():
+            known = {m: r for m in models if (r := ratio(results[m], o, against)) is not None}
+            if known:
+                out.setdefault(o, {})[group] = summary(known)
+    return out
+
+
+def print_summaries(found: dict):
+    for ours, groups in found.items():
+        for group, s in groups.items():
+            against = f"{group}/ours" if group in WORKERS else f"{group}: best peer/ours"
+            print(f"{ours}  {against:28} geometric mean {s['geometric_mean']:.2f} of {s['models']} models, "
+                  f"faster on {s['faster']}, least {s['least']:.2f} ({s['least_model']})")
 
 
 def main():
@@ -228,6 +276,8 @@ def main():
     ap.add_argument("--bin", help="the kernelsmith binary (default: the newest built)")
     ap.add_argument("--cache", type=Path, default=common.target_dir() / "zoo")
     ap.add_argument("--models", help="names, separated by commas (default: all)")
+    ap.add_argument("--families", help=f"in place of models; of {', '.join(FAMILIES)}")
+    ap.add_argument("--flags", default="", help='more flags for kernelsmith: --flags="--math bf16"')
     ap.add_argument("--backend", help="ours, separated by commas (default: the first that features.sh tells)")
     ap.add_argument("--peers", help="separated by commas, or none (default: those installed)")
     ap.add_argument("--threads", type=int, default=2)
@@ -236,6 +286,11 @@ def main():
     ap.add_argument("--timeout", type=float, default=300)
     ap.add_argument("--out", type=Path, help="default: benches/results/models.json")
     args = ap.parse_args()
+    if args.families:
+        unknown = [f for f in args.families.split(",") if f not in FAMILIES]
+        if unknown:
+            ap.error(f"no such family: {', '.join(unknown)}")
+        args.models = ",".join(",".join(FAMILIES[f].split()) for f in args.families.split(","))
     args.program = common.find_program(args.bin)
     backends = args.backend.split(",") if args.backend else common.available_backends()[:1]
     peers = installed_peers() if args.peers is None else [p for p in args.peers.split(",") if p in WORKERS]
@@ -244,13 +299,11 @@ def main():
     for name, model, inputs in find_models(args):
         results[name] = contest(model, inputs, args)
         print_row(name, results[name], args.contestants)
-    means = geometric_means(results, args.contestants)
-    for pair, m in means.items():
-        print(f"{pair}: geometric mean {m['geometric_mean']:.2f} over {m['models']} models, "
-              f"faster on {m['faster']}")
+    found = summaries(results, args.contestants)
+    print_summaries(found)
     common.write_json(args.out or common.ROOT / "benches" / "results" / "models.json",
                       {"machine": common.machine(), "threads": args.threads, "rounds": args.rounds,
-                       "models": results, "means": means})
+                       "flags": args.flags, "models": results, "ratios": found})
     return 0
 
 

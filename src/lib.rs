@@ -11,6 +11,7 @@
 //! ```
 
 pub mod arrays;
+pub mod ceiling;
 pub mod cli;
 pub mod driver;
 

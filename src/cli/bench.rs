@@ -1,11 +1,11 @@
 //! `kernelsmith bench`
 
 use super::inputs::InputArgs;
+use super::profile::Profile;
 use super::{ModelArgs, Outcome, output_error, progress};
-use crate::driver::{self, Compiled, Error, views};
+use crate::driver::{self, Error, views};
 use clap::Args;
 use runtime::Context;
-use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,12 @@ pub(super) struct BenchArgs {
     /// Write the figures as JSON (`-`: standard output)
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
-    /// Time by kernel
+    /// Time by kernel, and how near it comes to the ceilings of this machine, which are measured too
     #[arg(long)]
     profile: bool,
+    /// Write a trace of one run for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    trace: Option<std::path::PathBuf>,
     /// For interleaved measuring: for each line N of standard input run N times and print the times
     #[arg(long, hide = true)]
     stdio: bool,
@@ -64,7 +67,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
     const MB: f64 = 1e6;
     let (host_calls, host_nanos) = context.host_calls();
-    let report = serde_json::json!({
+    let mut report = serde_json::json!({
         "model": args.model.model.display().to_string(),
         "backend": compiled.backend,
         "threads": compiled.model.pool().threads(),
@@ -84,6 +87,16 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
         "compiled_functions": compiled.stats.compiled,
         "code_bytes": compiled.stats.code_bytes,
     });
+    let profile = match args.profile || args.trace.is_some() {
+        true => Some(Profile::of(&compiled, &mut context, &views, &options)?),
+        false => None,
+    };
+    if let Some(profile) = &profile {
+        report["profile"] = profile.json();
+    }
+    if let (Some(profile), Some(path)) = (&profile, &args.trace) {
+        std::fs::write(path, profile.trace().to_string()).map_err(output_error)?;
+    }
     match args.json.as_deref() {
         Some("-") => println!("{report}"),
         Some(path) => std::fs::write(path, format!("{report:#}\n")).map_err(output_error)?,
@@ -98,8 +111,8 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
             }
         }
     }
-    if args.profile {
-        profile(&compiled, &mut context, &inputs)?;
+    if let (Some(profile), true) = (&profile, args.profile && args.json.as_deref() != Some("-")) {
+        print!("{}", profile.table());
     }
     Ok(Outcome::Good)
 }
@@ -130,39 +143,6 @@ fn stdio(context: &mut Context, views: &[runtime::InputView<'_>], compile_ms: f6
         out.flush().map_err(output_error)?;
     }
     Ok(Outcome::Good)
-}
-
-/// Time, calls and GFLOP/s by kernel, slowest first; the sum of 5 runs.
-fn profile(compiled: &Compiled, context: &mut Context, inputs: &[ir::Tensor]) -> Result<(), Error> {
-    const RUNS: u32 = 5;
-    let mut rows: BTreeMap<(usize, usize), (u64, u64, i64, usize)> = BTreeMap::new();
-    let program = compiled.model.program();
-    for _ in 0..RUNS {
-        let mut observe = |e: &runtime::Event<'_>| {
-            let row = rows.entry((e.kernel.unwrap_or(usize::MAX), e.variant)).or_default();
-            row.0 += e.nanos;
-            row.1 += 1;
-            row.3 = e.origin;
-            row.2 += e.kernel.and_then(|k| e.size(&program.kernels[k].flops)).unwrap_or(0);
-        };
-        context.run_with(&views(inputs), None, Some(&mut observe))?;
-    }
-    let total: u64 = rows.values().map(|r| r.0).sum();
-    let mut rows: Vec<_> = rows.into_iter().collect();
-    rows.sort_by_key(|(_, r)| std::cmp::Reverse(r.0));
-    println!("\n{:>9} {:>6} {:>6} {:>9}  kernel", "us/run", "share", "calls", "GFLOP/s");
-    for ((k, variant), (nanos, calls, flops, origin)) in rows {
-        let name = program.kernels.get(k).map_or("(host)", |k| &k.name);
-        let node = program.origins.get(origin).map_or("", |o| &o.node);
-        println!(
-            "{:>9.1} {:>5.1}% {:>6} {:>9.1}  {name} #{variant}  {node}",
-            nanos as f64 / 1e3 / f64::from(RUNS),
-            100.0 * nanos as f64 / total.max(1) as f64,
-            calls / u64::from(RUNS),
-            flops as f64 / nanos.max(1) as f64,
-        );
-    }
-    Ok(())
 }
 
 /// High-water mark of resident memory.

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod inputs;
 mod inspect;
+mod profile;
 mod run;
 mod test_cases;
 mod verify;

@@ -143,15 +143,27 @@ class Zoo(WithProgram):
 class Bench(WithProgram):
     def test_contest(self):
         args = SimpleNamespace(contestants=["kernelsmith:cranelift"], program=self.program, threads=1,
-                               timeout=30, turn_s=0.01, rounds=2)
+                               timeout=30, turn_s=0.01, rounds=2, flags="")
         times = bench_models.contest(DIGITS / "digits.onnx", DIGITS / "samples.npz", args)
         self.assertGreater(times["kernelsmith:cranelift"]["runs"], 1)
 
     def test_a_contestant_that_cannot(self):
         args = SimpleNamespace(contestants=["kernelsmith:cranelift"], program="/bin/false", threads=1,
-                               timeout=30, turn_s=0.01, rounds=2)
+                               timeout=30, turn_s=0.01, rounds=2, flags="")
         times = bench_models.contest(DIGITS / "digits.onnx", DIGITS / "samples.npz", args)
         self.assertIn("error", times["kernelsmith:cranelift"])
+
+    def test_ratios_are_against_the_fastest_peer(self):
+        def times(ours, ort, openvino):
+            found = {"kernelsmith:llvm": ours, "ort": ort, "openvino": openvino}
+            return {c: {"median_ms": t} if t else {"error": "?"} for c, t in found.items()}
+
+        results = {"vgg16": times(2, 8, 4), "unet": times(2, 1, None), "gpt2": times(None, 1, 1)}
+        found = bench_models.summaries(results, ["kernelsmith:llvm", "ort", "openvino"])["kernelsmith:llvm"]
+        self.assertEqual(found["openvino"]["models"], 1)
+        self.assertAlmostEqual(found["dense"]["geometric_mean"], 1.0)
+        self.assertEqual((found["dense"]["least_model"], found["dense"]["faster"]), ("unet", 1))
+        self.assertNotIn("transformer", found)
 
 
 class Compare(unittest.TestCase):
