@@ -1,4 +1,8 @@
 //! A thread pool with fork-join in about half a microsecond while an inference runs, asleep otherwise.
+//!
+//! Every thread has a share of a loop's iterations, the same one whenever the same loop runs again: what
+//! it read the last time (weights of a recurrent step, of a small net) is in its own core's cache. Who is
+//! done with its share takes from the others', so a thread that is late or asleep delays nobody.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -22,7 +26,21 @@ struct Job {
     data: *const (),
     trip: i64,
     chunk: i64,
+    /// Number of shares that the iterations are cut into.
+    shares: i64,
 }
+
+impl Job {
+    /// The iterations of one share.
+    fn share(&self, i: usize) -> (i64, i64) {
+        let at = |i: i64| (self.trip / self.shares) * i + (self.trip % self.shares) * i / self.shares;
+        (at(i as i64), at(i as i64 + 1))
+    }
+}
+
+/// A counter alone in its cache lines.
+#[repr(align(128))]
+struct Cursor(AtomicI64);
 
 struct Shared {
     /// Job number in the high half, [`OPEN`], and the number of workers inside the job. A worker enters an
@@ -30,8 +48,8 @@ struct Shared {
     /// inside, never for a worker that is still asleep.
     state: AtomicU64,
     job: UnsafeCell<Job>,
-    /// First iteration not yet taken.
-    next: AtomicI64,
+    /// First iteration not yet taken, by share.
+    next: Vec<Cursor>,
     sleeping: Vec<AtomicBool>,
     stop: AtomicBool,
 }
@@ -61,8 +79,8 @@ impl Pool {
         };
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { call: |_, _, _, _| {}, data: std::ptr::null(), trip: 0, chunk: 1 }),
-            next: AtomicI64::new(0),
+            job: UnsafeCell::new(Job { call: |_, _, _, _| {}, data: std::ptr::null(), trip: 0, chunk: 1, shares: 1 }),
+            next: (0..threads).map(|_| Cursor(AtomicI64::new(0))).collect(),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
         });
@@ -115,10 +133,13 @@ impl Pool {
             }
             return;
         };
-        let job = Job { call: call::<F>, data: (f as *const F).cast(), trip, chunk };
+        let shares = self.threads();
+        let job = Job { call: call::<F>, data: (f as *const F).cast(), trip, chunk, shares: shares as i64 };
         // SAFETY: the state is closed, nobody is inside, and we hold the launch lock.
         unsafe { *self.shared.job.get() = job };
-        self.shared.next.store(0, Ordering::Relaxed);
+        for (i, cursor) in self.shared.next[..shares].iter().enumerate() {
+            cursor.0.store(job.share(i).0, Ordering::Relaxed);
+        }
         let number = (self.shared.state.load(Ordering::Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         // SeqCst pairs with the worker's store of `sleeping`: one of both sees the other.
         self.shared.state.store(number | OPEN, Ordering::SeqCst);
@@ -146,15 +167,22 @@ impl Drop for Wait<'_> {
     }
 }
 
+/// Runs pieces of the own share, then of the others'.
 fn take(shared: &Shared, job: &Job, worker: usize) {
-    loop {
-        let begin = shared.next.fetch_add(job.chunk, Ordering::Relaxed);
-        if begin >= job.trip {
-            return;
+    let shares = job.shares as usize;
+    for share in (worker..shares).chain(0..worker) {
+        let cursor = &shared.next[share].0;
+        let last = job.share(share).1;
+        // looking first keeps the line of a share that is done where it is
+        while cursor.load(Ordering::Relaxed) < last {
+            let begin = cursor.fetch_add(job.chunk, Ordering::Relaxed);
+            if begin >= last {
+                break;
+            }
+            let end = begin.saturating_add(job.chunk).min(last);
+            // SAFETY: the launching `run` waits until this job is done, so `data` is alive.
+            unsafe { (job.call)(job.data, worker, begin, end) };
         }
-        let end = begin.saturating_add(job.chunk).min(job.trip);
-        // SAFETY: the launching `run` waits until this job is done, so `data` is alive.
-        unsafe { (job.call)(job.data, worker, begin, end) };
     }
 }
 
