@@ -4,6 +4,7 @@ use frontend::cases::CaseValue;
 use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
 use ir::host::Lowered;
 use ir::{ConstSource, Dim, Math, Module, Tensor};
+pub use passes::graph::StateSpec;
 use runtime::{Context, InputView, Limits, Model, Pool, RunError};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,13 +22,15 @@ pub struct CompileOptions {
     pub dims: Vec<(String, i64)>,
     /// How exactly the model's arithmetic is followed.
     pub math: Math,
+    /// Inputs and outputs that are one buffer, kept by the context from run to run (KV caches).
+    pub states: Vec<StateSpec>,
     pub limits: Limits,
 }
 
 impl CompileOptions {
     /// What the passes are asked for.
     pub fn passes(&self) -> passes::Options {
-        passes::Options { math: self.math, ..passes::Options::default() }
+        passes::Options { math: self.math, states: self.states.clone(), ..passes::Options::default() }
     }
 }
 
@@ -67,6 +70,7 @@ impl Error {
             Error::Import(_) | Error::Input(_) | Error::Array(_) => 4,
             Error::Passes(passes::PassError::Unsupported { .. }) => 3,
             Error::Codegen(codegen::CodegenError::UnknownBackend { .. }) | Error::Usage(_) => 2,
+            Error::Passes(passes::PassError::State { .. }) => 2,
             Error::Passes(_) | Error::Codegen(_) => 70,
             Error::Run(RunError::Limit { .. } | RunError::Memory(_)) => 5,
             Error::Run(RunError::Program(_) | RunError::Code(_)) => 70,
@@ -242,19 +246,37 @@ impl Compiled {
         Context::new(self.model.clone())
     }
 
-    /// Runs on tensors, in the order of the model's inputs.
+    /// Fills the states of `context` from tensors for all inputs of the model, in order; what is left of them
+    /// are the inputs of a run.
+    pub fn begin(&self, context: &mut Context, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        let mut left: Vec<Option<Tensor>> = inputs.into_iter().map(Some).collect();
+        for (i, s) in self.model.program().states.iter().enumerate() {
+            if let Some(t) = left.get_mut(s.input).and_then(Option::take) {
+                context.set_state(i, view(&t))?;
+            }
+        }
+        Ok(left.into_iter().flatten().collect())
+    }
+
+    /// Runs on tensors, in the order of the model's inputs (without those that are states).
     pub fn run(&self, context: &mut Context, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         context.run(&views(inputs))?;
         Ok(self.outputs(context))
     }
 
-    /// Copies of the outputs of the last run.
+    /// Copies of the outputs of the last run; of states, the rows that are there.
     pub fn outputs(&self, context: &Context) -> Vec<Tensor> {
+        let states = &self.model.program().states;
         self.lowered
             .outputs
             .iter()
             .enumerate()
             .filter_map(|(i, &b)| {
+                if let Some(s) = states.iter().position(|s| s.output == i) {
+                    let s = context.state(s)?;
+                    let dtype = self.lowered.buffers[b.0 as usize].dtype;
+                    return Some(Tensor::new(dtype, s.dense_shape(), s.dense()));
+                }
                 let o = context.output(i)?;
                 let mut t =
                     Tensor::new(self.lowered.buffers[b.0 as usize].dtype, o.shape.to_vec(), o.data.to_vec());
@@ -278,9 +300,13 @@ impl Compiled {
     }
 }
 
+fn view(t: &Tensor) -> InputView<'_> {
+    InputView { elem: t.dtype.name(), shape: &t.shape, data: &t.data }
+}
+
 /// Tensors as the runtime takes them.
 pub fn views(inputs: &[Tensor]) -> Vec<InputView<'_>> {
-    inputs.iter().map(|t| InputView { elem: t.dtype.name(), shape: &t.shape, data: &t.data }).collect()
+    inputs.iter().map(view).collect()
 }
 
 /// The inputs of a module: name, type with sizes by name.

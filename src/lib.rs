@@ -15,5 +15,5 @@ pub mod ceiling;
 pub mod cli;
 pub mod driver;
 
-pub use driver::{CompileOptions, Compiled, Error, compile, compile_module, import};
+pub use driver::{CompileOptions, Compiled, Error, StateSpec, compile, compile_module, import};
 pub use {codegen, frontend, interp, ir, passes, runtime};

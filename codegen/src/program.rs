@@ -2,8 +2,8 @@
 
 use crate::{Backend, CodegenError, legalise};
 use format::{
-    Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, Place, Program, SizeExpr, SizeOp, Step,
-    SymbolDef, VariantDef,
+    Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, Place, Program, SizeExpr, SizeOp,
+    StateDef, Step, SymbolDef, VariantDef,
 };
 use ir::host::{self, Lowered};
 use ir::loops::{Func, Stmt};
@@ -125,6 +125,7 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend, math: Math) -> Result<(Pr
             .collect(),
         inputs: io(&lowered.inputs, &input_name)?,
         outputs: io(&lowered.outputs, &output_name)?,
+        states: m.states.iter().map(state).collect::<Result<_, _>>()?,
         buffers: lowered.buffers.iter().map(buffer).collect::<Result<_, _>>()?,
         consts: m.consts.iter().map(|c| blob(&c.source)).collect(),
         kernels,
@@ -153,6 +154,11 @@ fn fingerprint(f: &Func) -> String {
 
 fn identifier(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(48).collect()
+}
+
+fn state(s: &ir::graph::State) -> Result<StateDef, CodegenError> {
+    let next = size(&s.next)?;
+    Ok(StateDef { input: s.input, output: s.output, axis: s.axis, capacity: s.capacity, len: s.len.0, next })
 }
 
 fn elem(d: DType) -> Elem {

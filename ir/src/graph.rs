@@ -1,7 +1,7 @@
 //! Graph IR: tensors in SSA form with symbolic sizes and origins; knows no target.
 
 use crate::prim::{Prim, Region};
-use crate::{ConstData, ConstId, DType, Dim, Symbols};
+use crate::{ConstData, ConstId, DType, Dim, Sym, Symbols};
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 
@@ -213,6 +213,20 @@ impl IndexMut<OpId> for Graph {
     }
 }
 
+/// An input and an output of the main graph that are one buffer, kept from run to run: the output is the
+/// input with rows written behind those that were there, in place.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    pub input: usize,
+    pub output: usize,
+    /// The dim along which rows lie, and its extent: room for so many.
+    pub axis: usize,
+    pub capacity: i64,
+    /// Rows there before a run (a symbol that the run binds), and after it.
+    pub len: Sym,
+    pub next: Dim,
+}
+
 /// A whole model: the main graph and what all graphs share.
 #[derive(Clone, Debug, Default)]
 pub struct Module {
@@ -222,6 +236,7 @@ pub struct Module {
     pub origins: Vec<Origin>,
     /// Names of the graph outputs, in order (input names are those of the input values).
     pub output_names: Vec<String>,
+    pub states: Vec<State>,
     /// Rows of `origins`, to find an equal one.
     origin_rows: HashMap<Origin, u32>,
 }

@@ -12,6 +12,9 @@ pub enum PassError {
     /// An operation does not satisfy its definition: operand types, shapes or attributes.
     #[error("{pass}: invalid {prim}: {message} (node `{}`, {})", node.node, node.op_type)]
     Invalid { pass: &'static str, prim: &'static str, node: Box<Origin>, message: String },
+    /// An input that the caller wants to be a state cannot be one.
+    #[error("state `{input}`: {message}")]
+    State { input: String, message: String },
     /// A broken invariant: a fault of ours.
     #[error("{pass}: internal error: {message}")]
     Internal { pass: &'static str, message: String },

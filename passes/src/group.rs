@@ -11,6 +11,7 @@ use crate::facts::{Class, GraphFacts, class, expands, pieces, static_elems};
 use crate::kernels::{Build, KernelUnit};
 use crate::pull::{Home, PullError, Unit, locate};
 use crate::winograd;
+use ir::graph::State;
 use ir::{DType, Layout, OpId, Origin, Prim, TensorType, ValueId};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
@@ -84,10 +85,16 @@ struct Planner<'a> {
     temps: Vec<Temp>,
 }
 
-/// Groups the ops of one graph.
-pub fn plan(unit: Unit, origins: &[Origin], choices: Choices) -> Result<Plan> {
+/// Groups the ops of one graph; `states` are those among its inputs and outputs.
+pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices) -> Result<Plan> {
     let facts = GraphFacts::new(unit);
-    let homes = find_homes(unit, &facts);
+    let mut homes = find_homes(unit, &facts);
+    for s in states {
+        // rows behind those that others read are written: the input may lie in the result
+        let (input, value) = (unit.graph.inputs[s.input], unit.graph.outputs[s.output]);
+        let offset = vec![ir::Dim::from(0); unit.graph[input].ty.rank()];
+        homes.insert(input, Home { value, offset });
+    }
     let demanded = vec![false; unit.graph.value_count()];
     let mut p = Planner { unit, origins, facts, homes, demanded, choices, temps: Vec::new() };
     for &v in &unit.graph.outputs {

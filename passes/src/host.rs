@@ -38,6 +38,7 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
     let mut s = Scheduler {
         consts: &module.consts,
         origins: &module.origins,
+        states: &module.states,
         symbols: module.symbols.clone(),
         out: Planned::default(),
         kernel_ids: HashMap::new(),
@@ -57,10 +58,13 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
         .collect();
     let mut frame = Frame::new(g, &inputs);
     frame.main = true;
+    // a state is updated where it lies
+    frame.buffers.extend(module.states.iter().map(|s| (g.outputs[s.output], inputs[s.input])));
     s.graph(&mut frame)?;
     for (i, &v) in g.outputs.iter().enumerate() {
         let from = s.value(&mut frame, v);
-        let mine = s.out.buffers[from.0 as usize].place == Place::Output(i);
+        let mine = s.out.buffers[from.0 as usize].place == Place::Output(i)
+            || module.states.iter().any(|s| s.output == i);
         let to = if mine {
             from
         } else {
@@ -83,6 +87,7 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
 pub(crate) struct Scheduler<'m> {
     consts: &'m [ir::ConstData],
     origins: &'m [ir::Origin],
+    states: &'m [ir::graph::State],
     pub(crate) symbols: Symbols,
     pub(crate) out: Planned,
     kernel_ids: HashMap<String, usize>,
@@ -213,7 +218,8 @@ impl Scheduler<'_> {
     pub(crate) fn graph(&mut self, f: &mut Frame) -> Result<()> {
         let symbols = self.symbols.clone();
         let unit = Unit { graph: f.graph, consts: self.consts, symbols: &symbols };
-        f.plan = plan(unit, self.origins, self.choices)?;
+        let states = if f.main { self.states } else { &[] };
+        f.plan = plan(unit, self.origins, states, self.choices)?;
         f.steps.push(self.layout());
         let mut checks = self.checks(f.graph)?.into_iter().peekable();
         let items = std::mem::take(&mut f.plan.items);

@@ -54,6 +54,8 @@ pub struct Options {
     /// How exactly the model's arithmetic is followed. Winograd's form for 3 x 3 convolutions, which takes a
     /// third of the time at some 15 times the rounding error (1e-5 of the output's scale), is never strict.
     pub math: Math,
+    /// Inputs and outputs that are one buffer, kept from run to run.
+    pub states: Vec<graph::StateSpec>,
     /// Verify after each pass.
     pub verify: bool,
 }
@@ -64,6 +66,7 @@ impl Default for Options {
             fold_bytes: 256 << 10,
             pull_limit: 200,
             math: Math::Default,
+            states: Vec::new(),
             verify: cfg!(debug_assertions),
         }
     }

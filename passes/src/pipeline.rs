@@ -92,6 +92,12 @@ pub const PASSES: &[Pass] = &[
         run: |s, _| on_graph(s, graph::fold_constants),
     },
     Pass {
+        name: "bind-states",
+        stage: Stage::Canonical,
+        reason: "appends in place of concatenations; after inlining, which brings these to the main graph",
+        run: |s, cx| on_graph(s, |m| graph::bind_states(m, &cx.options.states)),
+    },
+    Pass {
         name: "separate-pads",
         stage: Stage::Canonical,
         reason: "convolutions without guards; before cse, since branches often pad the same value",

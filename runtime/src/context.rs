@@ -1,8 +1,9 @@
 //! Execution: one context per concurrent caller.
 
-use crate::error::Result;
+use crate::error::{Result, RunError};
 use crate::exec::{Executor, Observer, State};
 use crate::model::Model;
+use crate::states::StateView;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -44,7 +45,8 @@ impl Context {
         &self.model
     }
 
-    /// Runs the model; the outputs are then in [`Context::output`]. Inputs are in the model's order.
+    /// Runs the model; the outputs are then in [`Context::output`]. Inputs are in the model's order, without
+    /// those that are states.
     pub fn run(&mut self, inputs: &[InputView<'_>]) -> Result<()> {
         self.run_with(inputs, None, None)
     }
@@ -73,6 +75,31 @@ impl Context {
             unsafe { std::slice::from_raw_parts(ptr, len) }
         };
         Some(OutputView { name: &def.name, elem: def.elem.name, shape: &self.state.shapes[i], data })
+    }
+
+    /// State `i` (in the order of their declaration) as it is now.
+    pub fn state(&self, i: usize) -> Option<StateView<'_>> {
+        let def = self.model.program.states.get(i)?;
+        Some(self.state.kept.get(i)?.view(&self.model, def))
+    }
+
+    /// Fills state `i` with the rows of a dense tensor.
+    ///
+    /// # Errors
+    /// [`RunError::State`] where type or extents are not the state's, or there is no such state.
+    pub fn set_state(&mut self, i: usize, rows: InputView<'_>) -> Result<()> {
+        let program = &self.model.program;
+        let (Some(s), Some(kept)) = (program.states.get(i), self.state.kept.get_mut(i)) else {
+            return Err(RunError::State { name: format!("#{i}"), message: "there is no such state".into() });
+        };
+        kept.set(&program.inputs[s.input], s, &rows)
+    }
+
+    /// Forgets the rows of all states from row `len` on; 0 starts anew.
+    pub fn truncate_states(&mut self, len: usize) {
+        for kept in &mut self.state.kept {
+            kept.len = kept.len.min(i64::try_from(len).unwrap_or(i64::MAX));
+        }
     }
 
     /// Bytes of the arena, at its high-water mark.

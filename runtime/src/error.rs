@@ -11,6 +11,8 @@ pub enum RunError {
     Input { index: usize, name: String, expected: String, found: String },
     #[error("{missing} input(s) missing; the model wants {expected}")]
     InputCount { expected: usize, missing: usize },
+    #[error("state \"{name}\": {message}")]
+    State { name: String, message: String },
     #[error("size `{symbol}` is {value}, outside its range {lo}..={hi}{}", at(.origin))]
     Range { symbol: String, value: i64, lo: i64, hi: i64, origin: Option<OriginDef> },
     #[error("{message}: {a} != {b}{}", at(.origin))]

@@ -5,6 +5,7 @@ use crate::context::InputView;
 use crate::error::{Result, RunError};
 use crate::host_fns;
 use crate::model::Model;
+use crate::states::Kept;
 use format::abi::{KernelArgs, KernelStatus};
 use format::{OriginDef, Place, SizeExpr, SizeOp, Step, UNBOUND};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +51,7 @@ pub(crate) struct State {
     /// Offsets of placed arena buffers (the arena may move when it grows).
     offsets: Vec<Option<usize>>,
     pub(crate) arena: Region,
+    pub(crate) kept: Vec<Kept>,
     /// Memory of own and output buffers, by buffer.
     own: Vec<Region>,
     staged: Vec<Region>,
@@ -70,6 +72,7 @@ impl State {
             lens: vec![0; p.buffers.len()],
             offsets: vec![None; p.buffers.len()],
             arena: Region::empty(),
+            kept: p.states.iter().map(|_| Kept::default()).collect(),
             own: p.buffers.iter().map(|_| Region::empty()).collect(),
             staged: p.inputs.iter().map(|_| Region::empty()).collect(),
             scratch: Region::empty(),
@@ -131,17 +134,65 @@ impl<'m> Executor<'m> {
             let elems: usize = self.state.shapes[i].iter().product();
             self.state.lens[def.buffer] = elems * def.elem.bytes;
         }
+        for (i, s) in model.program.states.iter().enumerate() {
+            self.state.kept[i].len = self.eval(&s.next, "a state")?;
+        }
+        Ok(())
+    }
+
+    /// States bind their lengths and, once all sizes are known, their buffers.
+    fn bind_states(&mut self) -> Result<()> {
+        let model = self.model;
+        for (i, s) in model.program.states.iter().enumerate() {
+            let def = &model.program.inputs[s.input];
+            let fail = |message| Err(RunError::State { name: def.name.clone(), message });
+            let next = self.eval(&s.next, &def.name)?;
+            if next > s.capacity {
+                return fail(format!("{next} rows do not fit its capacity of {}", s.capacity));
+            }
+            let len = self.size_of(def.buffer)?;
+            let started = self.state.kept[i].len > 0;
+            for (d, e) in def.shape.iter().enumerate() {
+                let n = self.eval(e, &def.name)?.max(0) as usize;
+                let kept = &mut self.state.kept[i];
+                if kept.shape.len() <= d {
+                    kept.shape.push(n);
+                } else if kept.shape[d] != n && started {
+                    return fail(format!("its extent {} along dim {d} cannot become {n}", kept.shape[d]));
+                }
+                kept.shape[d] = n;
+            }
+            let kept = &mut self.state.kept[i];
+            kept.region.grow(len + ALIGN)?;
+            self.state.ptrs[def.buffer] = kept.region.as_ptr();
+            self.state.lens[def.buffer] = len;
+        }
         Ok(())
     }
 
     fn bind_inputs(&mut self, inputs: &[InputView<'_>]) -> Result<()> {
         let model = self.model;
         let defs = &model.program.inputs;
-        if inputs.len() != defs.len() {
-            let missing = defs.len().saturating_sub(inputs.len());
-            return Err(RunError::InputCount { expected: defs.len(), missing });
+        let given = &model.given;
+        if inputs.len() != given.len() {
+            let missing = given.len().saturating_sub(inputs.len());
+            return Err(RunError::InputCount { expected: given.len(), missing });
         }
-        for (i, (def, view)) in defs.iter().zip(inputs).enumerate() {
+        for s in &model.program.states {
+            self.state.syms[s.len as usize] = UNBOUND;
+        }
+        for (i, s) in model.program.states.iter().enumerate() {
+            let (len, before) = (self.state.kept[i].len, self.state.syms[s.len as usize]);
+            if before != UNBOUND && before != len {
+                return Err(RunError::State {
+                    name: defs[s.input].name.clone(),
+                    message: format!("it holds {len} rows, another state of the same length {before}"),
+                });
+            }
+            self.set_sym(s.len, len, None)?;
+        }
+        for (&i, view) in given.iter().zip(inputs) {
+            let def = &defs[i];
             if def.elem.name != view.elem || def.shape.len() != view.shape.len() {
                 return Err(self.input_error(i, view));
             }
@@ -154,7 +205,8 @@ impl<'m> Executor<'m> {
                 }
             }
         }
-        for (i, (def, view)) in defs.iter().zip(inputs).enumerate() {
+        for (&i, view) in given.iter().zip(inputs) {
+            let def = &defs[i];
             let mut elems = 1usize;
             for (e, &n) in def.shape.iter().zip(view.shape) {
                 if self.eval(e, &def.name)? != n as i64 {
@@ -178,7 +230,7 @@ impl<'m> Executor<'m> {
             self.state.ptrs[def.buffer] = ptr;
             self.state.lens[def.buffer] = view.data.len();
         }
-        Ok(())
+        self.bind_states()
     }
 
     /// Which tensor was expected for input `i`, with sizes by name, and what came.

@@ -12,9 +12,11 @@ pub mod host_fns;
 pub mod loader;
 pub mod model;
 pub mod pool;
+mod states;
 
 pub use context::{Context, InputView, OutputView};
 pub use error::{Result, RunError};
 pub use exec::{Event, Observer};
 pub use model::{Limits, Model};
 pub use pool::Pool;
+pub use states::StateView;

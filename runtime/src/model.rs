@@ -31,6 +31,8 @@ pub struct Model {
     pub(crate) entries: Vec<Vec<Option<KernelFn>>>,
     /// Base address of every constant and init buffer; null elsewhere. By buffer.
     pub(crate) fixed: Vec<*mut u8>,
+    /// Inputs that the caller gives: those that are no states.
+    pub(crate) given: Vec<usize>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: Limits,
     pub(crate) max_args: usize,
@@ -128,9 +130,12 @@ impl Model {
         let max_args = program.kernels.iter().map(|k| k.writes.len()).max().unwrap_or(0);
         let max_syms =
             program.kernels.iter().flat_map(|k| &k.variants).map(|v| v.syms.len()).max().unwrap_or(0);
+        let state = |i: &usize| program.states.iter().any(|s| s.input == *i);
+        let given = (0..program.inputs.len()).filter(|i| !state(i)).collect();
         let mut model = Model {
             entries,
             fixed,
+            given,
             pool,
             limits,
             max_args,
@@ -191,6 +196,10 @@ impl Model {
         }
     }
 
+    /// Numbers of the inputs that a run takes, in order: all but the states.
+    pub fn given_inputs(&self) -> &[usize] {
+        &self.given
+    }
     pub fn program(&self) -> &Program {
         &self.program
     }

@@ -79,7 +79,13 @@ impl Pool {
         };
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { call: |_, _, _, _| {}, data: std::ptr::null(), trip: 0, chunk: 1, shares: 1 }),
+            job: UnsafeCell::new(Job {
+                call: |_, _, _, _| {},
+                data: std::ptr::null(),
+                trip: 0,
+                chunk: 1,
+                shares: 1,
+            }),
             next: (0..threads).map(|_| Cursor(AtomicI64::new(0))).collect(),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),

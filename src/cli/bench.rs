@@ -48,9 +48,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     let mut context = compiled.context();
     let t = compiled.times;
     let compile_ms = import_ms + t.passes + t.codegen;
+    let inputs = compiled.begin(&mut context, inputs)?;
     let views = views(&inputs);
+    // every run begins with the states of the first one
+    let rows = context.state(0).map_or(0, |s| s.len);
     if args.stdio {
-        return stdio(&mut context, &views, compile_ms + t.load);
+        return stdio(&mut context, &views, rows, compile_ms + t.load);
     }
 
     let began = Instant::now();
@@ -59,6 +62,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     let mut times = Vec::new();
     let deadline = Instant::now() + Duration::from_secs_f64(args.seconds.clamp(0.0, 86_400.0));
     while times.len() < 3 || Instant::now() < deadline {
+        context.truncate_states(rows);
         let began = Instant::now();
         context.run(&views)?;
         times.push(ms(began.elapsed()));
@@ -87,6 +91,7 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
         "compiled_functions": compiled.stats.compiled,
         "code_bytes": compiled.stats.code_bytes,
     });
+    context.truncate_states(rows);
     let profile = match args.profile || args.trace.is_some() {
         true => Some(Profile::of(&compiled, &mut context, &views, &options)?),
         false => None,
@@ -125,7 +130,12 @@ fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
-fn stdio(context: &mut Context, views: &[runtime::InputView<'_>], compile_ms: f64) -> Result<Outcome, Error> {
+fn stdio(
+    context: &mut Context,
+    views: &[runtime::InputView<'_>],
+    rows: usize,
+    compile_ms: f64,
+) -> Result<Outcome, Error> {
     let mut out = std::io::stdout();
     writeln!(out, "{}", serde_json::json!({ "compile_ms": compile_ms })).map_err(output_error)?;
     out.flush().map_err(output_error)?;
@@ -135,6 +145,7 @@ fn stdio(context: &mut Context, views: &[runtime::InputView<'_>], compile_ms: f6
             line.trim().parse().map_err(|_| Error::Usage(format!("expected a count, found {line:?}")))?;
         let mut times = Vec::with_capacity(n);
         for _ in 0..n {
+            context.truncate_states(rows);
             let began = Instant::now();
             context.run(views)?;
             times.push(ms(began.elapsed()));

@@ -9,7 +9,7 @@ mod run;
 mod test_cases;
 mod verify;
 
-use crate::driver::{CompileOptions, Error};
+use crate::driver::{CompileOptions, Error, StateSpec};
 use clap::{Args, Parser, Subcommand};
 use ir::Math;
 use std::path::PathBuf;
@@ -54,6 +54,10 @@ struct ModelArgs {
     /// Fix a named size of the inputs
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
     dims: Vec<(String, i64)>,
+    /// Make an input and an output one buffer, which grows in place from run to run up to N rows (the KV cache of
+    /// a decoder). One `*` in both names stands for the same text: 'past.*=present.*,capacity=2048'
+    #[arg(long = "state", value_name = "INPUT=OUTPUT,capacity=N", value_parser = parse_state)]
+    states: Vec<StateSpec>,
 }
 
 #[derive(Args, Clone)]
@@ -86,7 +90,7 @@ impl CompileArgs {
 
 impl ModelArgs {
     fn options(&self) -> CompileOptions {
-        CompileOptions { dims: self.dims.clone(), ..self.compile.options() }
+        CompileOptions { dims: self.dims.clone(), states: self.states.clone(), ..self.compile.options() }
     }
 }
 
@@ -99,6 +103,20 @@ fn parse_dim(s: &str) -> Result<(String, i64), String> {
     let (name, n) = s.rsplit_once('=').ok_or("expected NAME=N")?;
     let n: i64 = n.parse().map_err(|e| format!("{n}: {e}"))?;
     if n < 0 { Err(format!("{n} is negative")) } else { Ok((name.to_string(), n)) }
+}
+
+fn parse_state(s: &str) -> Result<StateSpec, String> {
+    let (names, capacity) = s.rsplit_once(",capacity=").ok_or("expected INPUT=OUTPUT,capacity=N")?;
+    let (input, output) = names.split_once('=').ok_or("expected INPUT=OUTPUT,capacity=N")?;
+    let stars = |name: &str| name.matches('*').count();
+    if stars(input) > 1 || stars(input) != stars(output) {
+        return Err("at most one `*`, and then in both names".into());
+    }
+    let capacity: i64 = capacity.parse().map_err(|e| format!("capacity {capacity}: {e}"))?;
+    if !(1..=1 << 31).contains(&capacity) {
+        return Err(format!("a capacity of {capacity} rows"));
+    }
+    Ok(StateSpec { input: input.into(), output: output.into(), capacity })
 }
 
 /// What a command ended with, when it was not an error.

@@ -65,9 +65,12 @@ impl Profile {
         let mut rows: BTreeMap<(usize, usize), (Row, Vec<usize>)> = BTreeMap::new();
         let mut calls = Vec::new();
         let mut run_nanos = 0.0;
+        // every run begins with the states as they are now
+        let state = context.state(0).map_or(0, |s| s.len);
         context.run(inputs)?;
         for _ in 0..RUNS {
             calls.clear();
+            context.truncate_states(state);
             let began = Instant::now();
             let mut observe = |e: &runtime::Event<'_>| {
                 let end_us = began.elapsed().as_secs_f64() * 1e6;

@@ -52,6 +52,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         bar.finish_and_clear();
         compile_ms = ms(began);
         let mut context = compiled.context();
+        let inputs = compiled.begin(&mut context, inputs)?;
         let began = Instant::now();
         outputs = compiled.run(&mut context, &inputs)?;
         run_ms = ms(began);

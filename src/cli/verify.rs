@@ -23,6 +23,9 @@ pub(super) struct VerifyArgs {
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
+    if !args.model.states.is_empty() {
+        return Err(Error::Usage("verify takes a model without states".into()));
+    }
     let options = args.model.options();
     let given = if args.inputs.given() { args.inputs.read()? } else { InputArgs::with_seed(0).read()? };
     let module = driver::import_for(&args.model.model, &options, &given.values())?.module;

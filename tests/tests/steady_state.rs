@@ -2,7 +2,7 @@
 
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::{DType, Module, Tensor};
-use kernelsmith::{CompileOptions, Compiled, codegen, compile_module, driver};
+use kernelsmith::{CompileOptions, Compiled, StateSpec, codegen, compile_module, driver};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -102,6 +102,62 @@ fn decode_steps_allocate_nothing_and_compile_nothing() {
             assert_eq!(cache.shape, [4, 41 + step, 16]);
         }
         // tests of one process run one after the other under nextest, so the count is ours
+        assert_eq!(codegen::functions_compiled(), before, "{backend}");
+    }
+}
+
+#[test]
+fn states_grow_in_place() {
+    for backend in codegen::available() {
+        let module = decode_step();
+        let spec = StateSpec { input: "cache".into(), output: "present".into(), capacity: 64 };
+        let options = CompileOptions {
+            backend: Some(backend.into()),
+            threads: 2,
+            states: vec![spec],
+            ..Default::default()
+        };
+        let compiled = compile_module(module.clone(), &options).unwrap();
+        let before = codegen::functions_compiled();
+        let mut context = compiled.context();
+        let random = |n: usize, seed| {
+            let mut t = kernelsmith::arrays::random(DType::F32, vec![4, n, 16], seed);
+            t.shape = vec![4, n, 16];
+            t
+        };
+        // from nothing, from 40 rows, and after going back to 3 of them
+        for begin in [0usize, 40, 3] {
+            let mut cache = random(begin, 7);
+            let view = driver::views(std::slice::from_ref(&cache))[0];
+            context.set_state(0, view).unwrap();
+            let home = context.state(0).unwrap().data.as_ptr();
+            for step in 0..8u64 {
+                let (q, k) = (random(1, step), random(1, 100 + step));
+                let given = [q.clone(), k.clone()];
+                let views = driver::views(&given);
+                let (n, result) = allocations(|| context.run(&views));
+                result.unwrap();
+                assert!(n == 0 || begin == 0 && step == 0, "{backend}: heap allocations in step {step}");
+                let got = compiled.outputs(&context);
+                let want = kernelsmith::interp::Interp::new(&module).run(&[q, k, cache]).unwrap();
+                for (g, w) in got.iter().zip(&want) {
+                    let c = kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of(w.dtype));
+                    assert!(c.passes(), "{backend}, step {step} from {begin}: {c}");
+                }
+                cache = want[1].clone();
+            }
+            assert_eq!(context.state(0).unwrap().data.as_ptr(), home, "{backend}: the state moved");
+        }
+        context.truncate_states(5);
+        assert_eq!(context.state(0).unwrap().len, 5);
+        // no room for another row
+        let full = random(64, 1);
+        context.set_state(0, driver::views(std::slice::from_ref(&full))[0]).unwrap();
+        let given = [random(1, 1), random(1, 2)];
+        let e = context.run(&driver::views(&given)).unwrap_err().to_string();
+        assert!(e.contains("cache") && e.contains("capacity of 64"), "{e}");
+        let long = random(65, 1);
+        assert!(context.set_state(0, driver::views(std::slice::from_ref(&long))[0]).is_err());
         assert_eq!(codegen::functions_compiled(), before, "{backend}");
     }
 }

@@ -57,6 +57,15 @@ pub fn verify(m: &Module) -> Result<()> {
             });
         }
     }
+    for s in &m.states {
+        scope.live.insert(s.len);
+        let (Some(&v), true) = (m.graph.inputs.get(s.input), s.output < m.graph.outputs.len()) else {
+            return Err(IrError::verify("states", "a state has no input or output"));
+        };
+        if m.graph[v].ty != m.graph[m.graph.outputs[s.output]].ty {
+            return Err(IrError::verify("states", "input and output of a state have different types"));
+        }
+    }
     scope.ever = scope.live.clone();
     Verifier { m, scope }.graph(&m.graph, 0)
 }

@@ -11,6 +11,7 @@ mod inline;
 mod pads;
 mod rewrite;
 mod simplify;
+mod state;
 
 pub use cse::cse;
 pub use dce::dce;
@@ -19,3 +20,4 @@ pub use hints::assign_hints;
 pub use inline::inline_composites;
 pub use pads::separate_pads;
 pub use simplify::simplify;
+pub use state::{StateSpec, bind_states};

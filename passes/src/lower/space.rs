@@ -40,13 +40,20 @@ impl<'a> VarFacts<'a> {
     /// The value to plan with, at least 1 for what is not constant: symbols at their hints but no smaller
     /// than [`PLANNED`] (where their range allows), variables at 0.
     pub fn estimate(&self, d: &Dim) -> f64 {
+        self.planned(d, PLANNED)
+    }
+    /// As [`VarFacts::estimate`] with symbols at their hints, however small.
+    pub fn likely(&self, d: &Dim) -> f64 {
+        self.planned(d, 1)
+    }
+    fn planned(&self, d: &Dim, least: i64) -> f64 {
         if let Some(c) = d.as_const() {
             return c.max(0) as f64;
         }
         let value = d.eval(&|a| match a {
             Atom::Sym(s) => {
                 let i = self.symbols.infos.get(s.0 as usize)?;
-                let n = i.hint.max(PLANNED);
+                let n = i.hint.max(least);
                 Some(n.min(i.hi).max(i.lo))
             }
             Atom::Var(_) => Some(0),

@@ -248,6 +248,8 @@ impl<'a> Chooser<'a> {
             if question.rows.is_none() && question.rows_step % i64::from(tile.rows) != 0 {
                 // perhaps there are too few of them: better an axis whose length is known
                 score *= 0.5;
+                // batches are likely to be single, sequences to be long
+                score *= (self.a.facts.likely(&axis.extent) / f64::from(tile.rows)).min(1.0);
             }
             // at equal merit the axis with the nearer rows
             let near = -row_bytes.map_or(f64::MAX, |b| b as f64);

@@ -168,6 +168,19 @@ pub enum Step {
     },
 }
 
+/// An input and an output that are one buffer, which a context keeps from run to run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StateDef {
+    pub input: usize,
+    pub output: usize,
+    /// Dim along which rows lie, and how many there is room for.
+    pub axis: usize,
+    pub capacity: i64,
+    /// Symbol that is the number of rows before a run, and their number after it.
+    pub len: u32,
+    pub next: SizeExpr,
+}
+
 /// Everything the runtime needs.
 #[derive(Clone, Default)]
 pub struct Program {
@@ -175,6 +188,7 @@ pub struct Program {
     pub origins: Vec<OriginDef>,
     pub inputs: Vec<IoDef>,
     pub outputs: Vec<IoDef>,
+    pub states: Vec<StateDef>,
     pub buffers: Vec<BufferDef>,
     pub consts: Vec<Option<Arc<dyn Blob>>>,
     pub kernels: Vec<KernelDef>,
