@@ -225,6 +225,12 @@ pub fn expands(unit: Unit, from: ValueId, to: ValueId) -> bool {
     Dim::product(from) != Dim::product(to)
 }
 
+/// True where `to` surely has twice as many elements as `from` at least.
+pub fn repeats(unit: Unit, from: ValueId, to: ValueId) -> bool {
+    let elems = |v: ValueId| static_elems(&unit.graph[v].ty.shape);
+    elems(from).zip(elems(to)).is_some_and(|(a, b)| a.saturating_mul(2) <= b)
+}
+
 /// Ops whose operands may be written straight into the result's buffer, and where: `(operand
 /// position, offset of element 0)`. Empty for all other ops.
 pub fn pieces(unit: Unit, op: OpId) -> Vec<(usize, Vec<Dim>)> {

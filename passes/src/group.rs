@@ -7,7 +7,7 @@
 //! an inner axis, or the expression is too large, one more value is demanded and the region grows anew.
 
 use crate::error::{PassError, Result};
-use crate::facts::{Class, GraphFacts, class, expands, pieces, static_elems};
+use crate::facts::{Class, GraphFacts, class, expands, pieces, repeats, static_elems};
 use crate::kernels::{Build, KernelUnit};
 use crate::pull::{Home, PullError, Unit, locate};
 use crate::winograd;
@@ -471,6 +471,11 @@ impl Planner<'_> {
                     level = 0;
                     at_top = true;
                 }
+            }
+            // each element is looked up several times: it is computed once, before
+            Class::Select if matches!(prim, Prim::Gather { .. }) && n == 0 => {
+                x_info.no_heavy = true;
+                x_info.plain |= repeats(self.unit, x, v);
             }
             // the fill of a pad is a scalar
             Class::Select if !(matches!(prim, Prim::Pad { .. }) && n == 1) => x_info.no_heavy = true,

@@ -4,7 +4,7 @@
 //! contractions over channels then read rows, and channels fill vector lanes whatever the image size.
 //! All other values are row-major, as are inputs, outputs and what the host schedule reads. A
 //! convolutional part is a set of values of one rank that elementwise ops, pads, concats and
-//! resizing tie to an operand or result of a convolution or a spatial window.
+//! resizing tie to an operand (unless it has a handful of channels) or result of a convolution or a spatial window.
 
 use crate::facts::{Class, class};
 use crate::pull::Home;
@@ -23,7 +23,9 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
         match &op.prim {
             Prim::Convolve { .. } => {
                 seeds.push(result);
-                seeds.extend(op.operands.first());
+                // the engine reads its row operand one element at a time: the copy that adds the padding
+                // of a picture of a few colours need not gather them
+                seeds.extend(op.operands.first().filter(|x| !is_picture(&graph[**x].ty.shape)));
             }
             // windows over all but batch and channels
             Prim::WindowReduce { window, .. } if window.len() + 2 == rank(result) => {
@@ -61,6 +63,11 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
         }
     }
     layouts
+}
+
+/// Too few channels for a vector.
+fn is_picture(shape: &[ir::Dim]) -> bool {
+    shape.get(1).and_then(ir::Dim::as_const).is_some_and(|c| c <= 4)
 }
 
 /// `[0, 2, .., rank - 1, 1]`.

@@ -86,6 +86,12 @@ pub const PASSES: &[Pass] = &[
         run: |s, _| on_graph(s, graph::simplify),
     },
     Pass {
+        name: "densify-convolutions",
+        stage: Stage::Canonical,
+        reason: "products by zeros are not computed; before folding, which packs the weights, and before their pads",
+        run: |s, _| on_graph(s, graph::densify_convolutions),
+    },
+    Pass {
         name: "fold-again",
         stage: Stage::Canonical,
         reason: "what simplify brought together may be constant now",

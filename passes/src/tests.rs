@@ -229,6 +229,62 @@ fn grouped_and_transposed_convolution() {
 }
 
 #[test]
+fn transposed_convolutions_are_dense() {
+    let mut rng = ir::testing::Rng::new(5);
+    for case in 0..24 {
+        let mut pick = |lo: i64, hi: i64| rng.range(lo, hi);
+        let groups = pick(1, 3);
+        let shape = [2, 2 * groups as usize, pick(1, 5) as usize, pick(1, 5) as usize];
+        let mut w = vec![];
+        let mut taps = vec![3 * groups as usize, 2];
+        for _ in 0..2 {
+            let (step, k) = (pick(1, 5), pick(1, 6));
+            taps.push(k as usize);
+            let (lo, hi) = (pick(0, k + 1), pick(k - 1, k + 2));
+            let (pad_lo, pad_hi) = (Dim::from(lo), Dim::from(hi));
+            w.push(WindowDim { base_dilation: step, pad_lo, pad_hi, ..WindowDim::unit() });
+        }
+        let p = check_f32(&[&shape, &taps], |b, x| {
+            vec![b.convolve(x[0], x[1], &w, groups as usize, DType::F32).unwrap()]
+        });
+        let sizes = p.kernels.iter().flat_map(|k| &k.domain).filter(|a| a.extent.is_const(0)).count();
+        assert_eq!(sizes, 0, "case {case}");
+    }
+}
+
+#[test]
+fn convolutions_of_one_element() {
+    // all taps of a transposed convolution, and some of them
+    for (pad, step) in [(3, 2), (2, 1)] {
+        check_f32(&[&[3, 4, 1, 1], &[5, 4, 4, 4]], |b, x| {
+            let d = WindowDim { base_dilation: step, ..window(1, pad) };
+            vec![b.convolve(x[0], x[1], &[d.clone(), d], 1, DType::F32).unwrap()]
+        });
+    }
+}
+
+#[test]
+fn wide_dilations() {
+    for dilation in [5, 7, 12] {
+        check_f32(&[&[1, 64, 12, 11], &[64, 64, 3, 3], &[64, 1, 1]], |b, x| {
+            let d = WindowDim { dilation, ..window(1, dilation) };
+            let y = b.convolve(x[0], x[1], &[d.clone(), d], 1, DType::F32).unwrap();
+            let y = b.add(y, x[2]).unwrap();
+            vec![b.tanh(y).unwrap()]
+        });
+    }
+}
+
+#[test]
+fn lookups_of_expressions() {
+    check_f32(&[&[1, 3, 4, 5]], |b, x| {
+        let y = b.exp(x[0]).unwrap();
+        let at = b.vector_i64(&[0, 0, 1, 1, 2, 2, 3, 3]).unwrap();
+        vec![b.gather(y, at, 2).unwrap()]
+    });
+}
+
+#[test]
 fn movement() {
     check_f32(&[&[4, 6], &[2, 6]], |b, x| {
         let zero = b.scalar(DType::F32, 1.5).unwrap();

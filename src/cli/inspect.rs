@@ -78,7 +78,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
         Some(Stage::Schedule) => {
             for k in &lowered.kernels {
                 for v in &k.variants {
-                    let _ = writeln!(text, "{}", v.schedule);
+                    let _ = writeln!(text, "{}: {}", k.kernel.name, v.schedule);
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 mod cse;
 mod dce;
+mod dense;
 mod fold;
 mod hints;
 mod inline;
@@ -15,6 +16,7 @@ mod state;
 
 pub use cse::cse;
 pub use dce::dce;
+pub use dense::densify_convolutions;
 pub use fold::fold_constants;
 pub use hints::assign_hints;
 pub use inline::inline_composites;

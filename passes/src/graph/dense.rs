@@ -1,0 +1,382 @@
+//! Convolutions without products by zeros.
+//!
+//! * A transposed convolution is a convolution of an input with `s - 1` zeros between its elements. Of the
+//!   taps of its kernel, an output at place `o` meets elements with those of one residue modulo `s` only.
+//!   So the outputs of each residue ("phase") are an ordinary convolution of the input with every `s`-th tap;
+//!   all phases together are one convolution with `s` times as many channels in each dim, whose result is
+//!   interleaved (Shi et al. 2016).
+//! * Taps that meet nothing but padding, wherever the kernel lies, are cut off: wide dilations on small
+//!   images have many. Where most taps meet padding at most places, the result is put together from
+//!   regions in each of which the same taps meet the input.
+//! * An input of one element in each spatial dim meets one tap at each place: a product of matrices.
+
+use super::rewrite::{Rule, Shared, Site, rewrite};
+use crate::error::Result;
+use ir::dtype::Scalar;
+use ir::prim::{PadMode, Prim, WindowDim};
+use ir::{ConstData, ConstSource, Dim, Module, Symbols, TensorType, ValueId};
+
+pub fn densify_convolutions(module: &mut Module) -> Result<()> {
+    let symbols = module.symbols.clone();
+    rewrite(module, &mut Dense { symbols })
+}
+
+struct Dense {
+    symbols: Symbols,
+}
+
+/// One spatial dim of a transposed convolution as phases.
+struct Phases {
+    /// Phases, and taps of each.
+    count: i64,
+    taps: i64,
+    /// Places that the first phase begins before the result.
+    shift: i64,
+    /// Results of each phase.
+    extent: Dim,
+    window: WindowDim,
+}
+
+impl Rule for Dense {
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        let Prim::Convolve { window, groups, acc } = &site.op.prim else { return Ok(None) };
+        let [x, w] = *site.operands else { return Ok(None) };
+        let taps: Option<Vec<i64>> = site.ty(w).shape[2..].iter().map(Dim::as_const).collect();
+        let Some(taps) = taps else { return Ok(None) };
+        let mut build = Build { symbols: &self.symbols, cx, site };
+        if *groups == 1
+            && let Some(y) = build.single([x, w], window, &taps)?
+        {
+            return Ok(Some(vec![y]));
+        }
+        if window.iter().any(|d| d.base_dilation > 1) {
+            return build.transposed([x, w], window, *groups, &taps);
+        }
+        if let Some(y) = build.by_regions([x, w], &taps)? {
+            return Ok(Some(vec![y]));
+        }
+        let (mut start, mut size) = (vec![Dim::from(0); 2], build.shape(w)[..2].to_vec());
+        let mut cut = window.clone();
+        for (d, (dim, n)) in cut.iter_mut().zip(&taps).enumerate() {
+            let (input, output) =
+                (build.shape(x)[2 + d].as_const(), build.site.types[0].shape[2 + d].as_const());
+            let (first, last) = live_taps(dim, *n, input, output).unwrap_or((0, *n - 1));
+            dim.pad_lo = &dim.pad_lo - &Dim::from(first * dim.dilation);
+            dim.pad_hi = &dim.pad_hi - &Dim::from((*n - 1 - last) * dim.dilation);
+            start.push(Dim::from(first));
+            size.push(Dim::from(last + 1 - first));
+        }
+        if cut == *window {
+            return Ok(None);
+        }
+        let w = build.slice(w, start, size, 1)?;
+        let types = build.site.types.to_vec();
+        let prim = Prim::Convolve { window: cut, groups: *groups, acc: *acc };
+        Ok(Some(build.site.push(prim, vec![x, w], types)))
+    }
+}
+
+/// First and last tap that meets the input somewhere, where sizes are known; at least one.
+fn live_taps(w: &WindowDim, taps: i64, input: Option<i64>, output: Option<i64>) -> Option<(i64, i64)> {
+    let (input, output, pad) = (input?, output?, w.pad_lo.as_const()?);
+    if input < 1 || output < 1 || taps < 1 || w.stride < 1 || w.dilation < 1 {
+        return None;
+    }
+    let reach = (output - 1).checked_mul(w.stride)?;
+    let first = (pad - reach).max(0).checked_add(w.dilation - 1)? / w.dilation;
+    let last = (input - 1 + pad).max(0) / w.dilation;
+    let first = first.min(taps - 1);
+    Some((first, last.clamp(first, taps - 1)))
+}
+
+/// Neighbouring places of one dim that meet the same taps.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Region {
+    start: i64,
+    len: i64,
+    first_tap: i64,
+    taps: i64,
+}
+
+/// The regions of one dim, in order; `None` where sizes are unknown or some place meets no tap.
+fn regions(w: &WindowDim, taps: i64, input: Option<i64>, output: Option<i64>) -> Option<Vec<Region>> {
+    let (input, output, pad) = (input?, output?, w.pad_lo.as_const()?);
+    if !(1..=1 << 16).contains(&output) || taps < 1 || w.stride < 1 || w.dilation < 1 {
+        return None;
+    }
+    let mut found: Vec<Region> = Vec::new();
+    for o in 0..output {
+        let at = |k: i64| (o * w.stride).checked_add(k.checked_mul(w.dilation)?)?.checked_sub(pad);
+        let meets = |k: &i64| at(*k).is_some_and(|y| (0..input).contains(&y));
+        let first_tap = (0..taps).find(meets)?;
+        let taps = (first_tap..taps).take_while(meets).count() as i64;
+        match found.last_mut() {
+            Some(r) if (r.first_tap, r.taps) == (first_tap, taps) => r.len += 1,
+            _ => found.push(Region { start: o, len: 1, first_tap, taps }),
+        }
+    }
+    Some(found)
+}
+
+/// Products that are worth the kernels of several regions.
+const REGION_PRODUCTS: i64 = 1 << 23;
+const MAX_REGIONS: usize = 16;
+
+struct Build<'a, 'm, 's> {
+    symbols: &'a Symbols,
+    cx: &'a mut Shared<'m>,
+    site: &'a mut Site<'s>,
+}
+
+impl Build<'_, '_, '_> {
+    fn shape(&self, v: ValueId) -> &[Dim] {
+        &self.site.ty(v).shape
+    }
+
+    fn push(&mut self, prim: Prim, operands: Vec<ValueId>) -> Result<ValueId> {
+        let types: Vec<TensorType> = operands.iter().map(|v| self.site.ty(*v).clone()).collect();
+        let types: Vec<&TensorType> = types.iter().collect();
+        let results = ir::infer::infer(&prim, &types, &[], self.cx.consts, self.symbols)?;
+        Ok(self.site.push(prim, operands, results)[0])
+    }
+    fn reshape(&mut self, v: ValueId, shape: Vec<Dim>) -> Result<ValueId> {
+        self.push(Prim::Reshape { shape }, vec![v])
+    }
+    fn transpose(&mut self, v: ValueId, perm: Vec<usize>) -> Result<ValueId> {
+        self.push(Prim::Transpose { perm }, vec![v])
+    }
+    fn slice(&mut self, v: ValueId, start: Vec<Dim>, size: Vec<Dim>, step: i64) -> Result<ValueId> {
+        let step = vec![step; start.len()];
+        self.push(Prim::Slice { start, size, step }, vec![v])
+    }
+
+    /// The convolution of an input with one element in each spatial dim: the taps in reverse, each a matrix.
+    fn single(
+        &mut self,
+        [x, w]: [ValueId; 2],
+        window: &[WindowDim],
+        taps: &[i64],
+    ) -> Result<Option<ValueId>> {
+        let Prim::Convolve { acc, .. } = self.site.op.prim else { return Ok(None) };
+        let (input, result) = (self.shape(x).to_vec(), self.site.types[0].shape.clone());
+        let n = window.len();
+        let mut start = vec![Dim::from(0); 2];
+        let mut step = vec![1; 2];
+        for (d, (dim, k)) in window.iter().zip(taps).enumerate() {
+            let (Some(pad), Some(o)) = (dim.pad_lo.as_const(), result[2 + d].as_const()) else {
+                return Ok(None);
+            };
+            // place o meets tap pad - o
+            let all_meet = o > 1 && o <= pad + 1 && pad < *k;
+            if !input[2 + d].is_const(1) || dim.stride != 1 || dim.dilation != 1 || !all_meet {
+                return Ok(None);
+            }
+            start.push(Dim::from(pad));
+            step.push(-1);
+        }
+        let mut size = self.shape(w)[..2].to_vec();
+        size.extend(result[2..].iter().cloned());
+        let w = self.push(Prim::Slice { start, size, step }, vec![w])?;
+        let x = self.reshape(x, input[..2].to_vec())?;
+        let prim = Prim::Contract { batch: Vec::new(), reduce: vec![(1, 1)], acc };
+        let y = self.push(prim, vec![x, w])?;
+        debug_assert_eq!(self.shape(y).len(), n + 2);
+        Ok((self.shape(y) == result).then_some(y))
+    }
+
+    /// The convolution as a concatenation of ones without padding, where that halves the products at least.
+    fn by_regions(&mut self, [x, w]: [ValueId; 2], taps: &[i64]) -> Result<Option<ValueId>> {
+        let Prim::Convolve { window, groups, acc } = self.site.op.prim.clone() else { return Ok(None) };
+        let (input, result) = (self.shape(x).to_vec(), self.site.types[0].shape.clone());
+        let dims: Option<Vec<Vec<Region>>> = (0..window.len())
+            .map(|d| regions(&window[d], taps[d], input[2 + d].as_const(), result[2 + d].as_const()))
+            .collect();
+        let Some(dims) = dims else { return Ok(None) };
+        let met: i64 = dims.iter().map(|d| d.iter().map(|r| r.len * r.taps).sum::<i64>()).product();
+        let used = |d: &Vec<Region>| {
+            let first = d.iter().map(|r| r.first_tap).min().unwrap_or(0);
+            d.iter().map(|r| r.first_tap + r.taps).max().unwrap_or(0) - first
+        };
+        let all: i64 = dims.iter().map(|d| d.iter().map(|r| r.len).sum::<i64>() * used(d)).product();
+        let channels = self.shape(w)[..2].iter().map(Dim::as_const).try_fold(1i64, |n, c| n.checked_mul(c?));
+        let products = channels.and_then(|c| c.checked_mul(all)).unwrap_or(0);
+        let count: usize = dims.iter().map(Vec::len).product();
+        if products < REGION_PRODUCTS || met.saturating_mul(2) > all || count > MAX_REGIONS {
+            return Ok(None);
+        }
+        let mut chosen = Vec::new();
+        self.region([x, w], (&window, groups, acc), &dims, &mut chosen).map(Some)
+    }
+
+    /// The part of the result in which the first dims are in the chosen regions.
+    fn region(
+        &mut self,
+        [x, w]: [ValueId; 2],
+        conv: (&[WindowDim], usize, ir::DType),
+        dims: &[Vec<Region>],
+        chosen: &mut Vec<Region>,
+    ) -> Result<ValueId> {
+        let (window, groups, acc) = conv;
+        if let Some(list) = dims.get(chosen.len()) {
+            let axis = 2 + chosen.len();
+            let mut parts = Vec::new();
+            for r in list {
+                chosen.push(*r);
+                parts.push(self.region([x, w], conv, dims, chosen)?);
+                chosen.pop();
+            }
+            return match parts[..] {
+                [one] => Ok(one),
+                _ => self.push(Prim::Concat { axis }, parts),
+            };
+        }
+        let lead = |v: &[Dim]| (vec![Dim::from(0); 2], v[..2].to_vec());
+        let (mut start, mut size) = lead(self.shape(x));
+        let (mut first, mut taps) = lead(self.shape(w));
+        let mut plain = Vec::new();
+        for (r, d) in chosen.iter().zip(window) {
+            let begin = r.start * d.stride + r.first_tap * d.dilation;
+            start.push(Dim::from(begin) - &d.pad_lo);
+            size.push(Dim::from((r.len - 1) * d.stride + (r.taps - 1) * d.dilation + 1));
+            first.push(Dim::from(r.first_tap));
+            taps.push(Dim::from(r.taps));
+            plain.push(WindowDim { stride: d.stride, dilation: d.dilation, ..WindowDim::unit() });
+        }
+        let x = self.slice(x, start, size, 1)?;
+        let w = self.slice(w, first, taps, 1)?;
+        self.push(Prim::Convolve { window: plain, groups, acc }, vec![x, w])
+    }
+
+    fn transposed(
+        &mut self,
+        [x, w]: [ValueId; 2],
+        window: &[WindowDim],
+        groups: usize,
+        taps: &[i64],
+    ) -> Result<Option<Vec<ValueId>>> {
+        let Prim::Convolve { acc, .. } = self.site.op.prim else { return Ok(None) };
+        let result = self.site.types[0].clone();
+        let mut phases = Vec::new();
+        for (d, (dim, k)) in window.iter().zip(taps).enumerate() {
+            match self.phases(dim, *k, &self.shape(x)[2 + d], &result.shape[2 + d]) {
+                Some(p) => phases.push(p),
+                None => return Ok(None),
+            }
+        }
+        let n = phases.len();
+        let groups_dim = Dim::from(groups as i64);
+        let (channels, rest) = self.shape(w)[0].split_multiple(&groups_dim);
+        if !rest.is_const(0) {
+            return Ok(None);
+        }
+        let w = self.phase_weights(w, &phases, [groups_dim.clone(), channels.clone()])?;
+        let plain = phases.iter().map(|p| p.window.clone()).collect();
+        let y = self.push(Prim::Convolve { window: plain, groups, acc }, vec![x, w])?;
+        // [N, G, p.., C, q..] to [N, G, C, (q, p)..]
+        let counts: Vec<Dim> = phases.iter().map(|p| Dim::from(p.count)).collect();
+        let extents = phases.iter().map(|p| p.extent.clone());
+        let mut shape = vec![result.shape[0].clone(), groups_dim];
+        shape.extend(counts.iter().cloned().chain([channels]).chain(extents));
+        let y = self.reshape(y, shape)?;
+        let perm = [0, 1, 2 + n].into_iter().chain((0..n).flat_map(|d| [3 + n + d, 2 + d])).collect();
+        let y = self.transpose(y, perm)?;
+        let mut whole = result.shape[..2].to_vec();
+        whole.extend(phases.iter().map(|p| &p.extent * &Dim::from(p.count)));
+        let mut y = self.reshape(y, whole)?;
+        if self.site.ty(y).shape != result.shape {
+            let mut start = vec![Dim::from(0); 2];
+            start.extend(phases.iter().map(|p| Dim::from(p.shift)));
+            y = self.slice(y, start, result.shape, 1)?;
+        }
+        Ok(Some(vec![y]))
+    }
+
+    /// `None` for what has no such form.
+    fn phases(&self, w: &WindowDim, taps: i64, input: &Dim, output: &Dim) -> Option<Phases> {
+        let s = w.base_dilation;
+        if s == 1 {
+            let window = w.clone();
+            return Some(Phases { count: 1, taps, shift: 0, extent: output.clone(), window });
+        }
+        let pad = w.pad_lo.as_const()?;
+        if w.stride != 1 || w.dilation != 1 || taps < 1 {
+            return None;
+        }
+        // the place o = s q + p - shift meets tap k = s - 1 - p + s j and the element q + j - before:
+        // all phases begin at the same element
+        let shift = (s - 1 - pad).rem_euclid(s);
+        let before = (shift + pad - (s - 1)) / s;
+        let each = (taps + s - 1) / s;
+        let extent = (output + Dim::from(shift)).ceil_div(&Dim::from(s), self.symbols);
+        let after = &extent + Dim::from(each - 1 - before) - input;
+        let window = WindowDim { pad_lo: Dim::from(before), pad_hi: after, ..WindowDim::unit() };
+        Some(Phases { count: s, taps: each, shift, extent, window })
+    }
+
+    /// `[G * C, Ci, k..]` as `[G * p.. * C, Ci, j..]`.
+    fn phase_weights(&mut self, w: ValueId, phases: &[Phases], [g, c]: [Dim; 2]) -> Result<ValueId> {
+        let n = phases.len();
+        let shape = self.shape(w).to_vec();
+        // missing taps are zeros
+        let zero = Dim::from(0);
+        let more = shape[2..].iter().zip(phases);
+        let hi = [zero.clone(), zero.clone()].into_iter();
+        let hi: Vec<Dim> = hi.chain(more.map(|(k, p)| Dim::from(p.taps * p.count) - k)).collect();
+        let mut v = w;
+        if hi.iter().any(|h| !h.is_const(0)) {
+            let dtype = self.site.ty(w).dtype;
+            let source = ConstSource::Splat(Scalar::zero(dtype));
+            let id = self.cx.add_const(ConstData { dtype, shape: Vec::new(), source, name: None });
+            let fill = self.site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0];
+            let (lo, interior) = (vec![zero.clone(); n + 2], vec![0; n + 2]);
+            v = self.push(Prim::Pad { lo, hi, interior, mode: PadMode::Constant }, vec![v, fill])?;
+        }
+        let mut split = vec![g.clone(), c.clone(), shape[1].clone()];
+        split.extend(phases.iter().flat_map(|p| [Dim::from(p.taps), Dim::from(p.count)]));
+        v = self.reshape(v, split.clone())?;
+        // phase p takes the taps with the residue s - 1 - p
+        let mut start = vec![zero; split.len()];
+        let mut step = vec![1; split.len()];
+        for (d, p) in phases.iter().enumerate() {
+            start[4 + 2 * d] = Dim::from(p.count - 1);
+            step[4 + 2 * d] = -1;
+        }
+        v = self.push(Prim::Slice { start, size: split, step }, vec![v])?;
+        let perm = [0].into_iter().chain((0..n).map(|d| 4 + 2 * d)).chain([1, 2]);
+        v = self.transpose(v, perm.chain((0..n).map(|d| 3 + 2 * d)).collect())?;
+        let count = phases.iter().fold(g * c, |all, p| all * Dim::from(p.count));
+        let mut merged = vec![count, shape[1].clone()];
+        merged.extend(phases.iter().map(|p| Dim::from(p.taps)));
+        self.reshape(v, merged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_of_a_wide_dilation() {
+        let w = |dilation, pad: i64| WindowDim { dilation, pad_lo: Dim::from(pad), ..WindowDim::unit() };
+        let region = |start, len, first_tap, taps| Region { start, len, first_tap, taps };
+        assert_eq!(
+            regions(&w(12, 12), 3, Some(16), Some(16)),
+            Some(vec![region(0, 4, 1, 2), region(4, 8, 1, 1), region(12, 4, 0, 2)])
+        );
+        assert_eq!(regions(&w(1, 0), 3, Some(5), Some(3)), Some(vec![region(0, 3, 0, 3)]));
+        assert_eq!(regions(&w(1, 3), 3, Some(5), Some(3)), None);
+    }
+
+    #[test]
+    fn taps_that_meet_the_input() {
+        let w = |dilation, pad: i64| WindowDim { dilation, pad_lo: Dim::from(pad), ..WindowDim::unit() };
+        let live = |w: &WindowDim, n| live_taps(w, 3, Some(n), Some(n));
+        assert_eq!(live(&w(1, 1), 16), Some((0, 2)));
+        assert_eq!(live(&w(15, 15), 16), Some((0, 2)));
+        assert_eq!(live(&w(16, 16), 16), Some((1, 1)));
+        assert_eq!(live(&w(36, 36), 16), Some((1, 1)));
+        // all of them in the padding: one is left
+        assert_eq!(live_taps(&w(1, 40), 3, Some(4), Some(4)), Some((2, 2)));
+        assert_eq!(live_taps(&w(1, 0), 3, None, Some(4)), None);
+    }
+}
