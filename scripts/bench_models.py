@@ -12,6 +12,11 @@ Without the model zoo (see zoo_prepare.py) only examples/digits is timed. OpenVI
 it is installed, with its f32 precision hint; `--peers ort,openvino,openvino-default` chooses, the
 last being OpenVINO's own choice of precision.
 
+`--start` measures starts in place of runs: milliseconds until a model is ready to run, and the peak of resident
+memory (VmHWM) after it has run once, medians of `--rounds` processes. For peers the clock starts after
+the interpreter and the peer's modules are loaded; for kernelsmith it starts before its process does. A first start
+has an empty cache, a second one what the first has left there; in both the model file lies in the page cache.
+
 The protocol of a contestant: once ready it prints one line of JSON ({"compile_ms": ...}); for each
 line N on its stdin it runs N times and prints {"times_ms": [...]}; at end of file it ends. For
 kernelsmith this is `kernelsmith bench MODEL --inputs FILE.npz --stdio`.
@@ -22,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,6 +52,8 @@ FAMILIES = {
              "conv_autoencoder vae dcgan_generator",
     "int8": "resnet50_int8_qdq mobilenet_v2_int8_qdq bert_base_int8_dynamic",
 }
+# Models of `--start`, where none are named.
+START_MODELS = "resnet50,bert_base,mobilenet_v2"
 
 
 # ---- the peers, each in a process of its own ----
@@ -150,15 +158,23 @@ class Contestant:
             pass
 
 
+def peer_argv(name: str, model: Path, inputs: Path, args) -> list:
+    return [sys.executable, __file__, "--worker", name, model, inputs, args.threads]
+
+
+def our_argv(name: str, model: Path, inputs: Path, args) -> list:
+    return [args.program, "bench", model, "--inputs", inputs, "--stdio", "--backend", name.split(":")[1],
+            "--threads", args.threads, *args.flags.split()]
+
+
 def contest(model: Path, inputs: Path, args) -> dict:
     """Times of one model: {contestant: {...}}, with "error" in place of times where it failed."""
     result, ready = {}, []
     for name in args.contestants:
         if name in WORKERS:
-            argv = [sys.executable, __file__, "--worker", name, model, inputs, args.threads]
+            argv = peer_argv(name, model, inputs, args)
         else:
-            argv = [args.program, "bench", model, "--inputs", inputs, "--stdio",
-                    "--backend", name.split(":")[1], "--threads", args.threads, *args.flags.split()]
+            argv = [*our_argv(name, model, inputs, args), "--cache", "off"]
         try:
             ready.append(Contestant(name, argv, args.timeout))
         except (RuntimeError, ValueError, KeyError) as e:
@@ -184,6 +200,57 @@ def contest(model: Path, inputs: Path, args) -> dict:
         for c in ready:
             c.close()
     return result
+
+
+# ---- starts ----
+
+
+def peak_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
+
+
+def one_start(name: str, argv: list, timeout: float) -> dict:
+    began = time.perf_counter()
+    c = Contestant(name, argv, timeout)
+    wall_ms = (time.perf_counter() - began) * 1e3
+    try:
+        c.turn(1)
+        return {"ready_ms": c.compile_ms if name in WORKERS else wall_ms, "peak_mb": peak_mb(c.process.pid)}
+    finally:
+        c.close()
+
+
+def starts(model: Path, inputs: Path, args) -> dict:
+    """{contestant: {"ready_ms", "peak_mb"}}; kernelsmith takes part twice, with and without a warm cache."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="kernelsmith-start-") as tmp:
+        for round_ in range(args.rounds):
+            for name in args.contestants:
+                try:
+                    if name in WORKERS:
+                        kinds = [(name, peer_argv(name, model, inputs, args))]
+                    else:
+                        cache = ["--cache", f"{tmp}/{round_}"]
+                        argv = our_argv(name, model, inputs, args) + cache
+                        kinds = [(f"{name} first", argv), (f"{name} second", argv)]
+                    for kind, argv in kinds:
+                        one = one_start(name if name in WORKERS else kind, argv, args.timeout)
+                        found.setdefault(kind, []).append(one)
+                except (RuntimeError, OSError) as e:
+                    found.setdefault(name, []).append({"error": str(e)})
+            shutil.rmtree(f"{tmp}/{round_}", ignore_errors=True)
+    out = {}
+    for kind, rounds in found.items():
+        good = [r for r in rounds if "error" not in r]
+        out[kind] = {k: statistics.median(r[k] for r in good) for k in good[0]} if good else rounds[0]
+    return out
+
+
+def print_starts(name: str, found: dict):
+    for kind, t in found.items():
+        cells = f"ready {t['ready_ms']:9.1f} ms   peak {t['peak_mb']:8.1f} MB" if "ready_ms" in t else t["error"]
+        print(f"{name:20} {kind:26} {cells}", flush=True)
 
 
 # ---- which models, and telling ----
@@ -268,6 +335,30 @@ def print_summaries(found: dict):
                   f"faster on {s['faster']}, least {s['least']:.2f} ({s['least_model']})")
 
 
+def plot(results: dict, contestants: list[str]) -> str:
+    """An SVG: for each model a bar as long as the fastest peer's time over ours, the line at 1 being a draw."""
+    from html import escape
+
+    ours, peers = split(contestants)
+    rows = [(m, ratio(t, ours[0], peers)) for m, t in results.items()] if ours and peers else []
+    rows = sorted(((m, r) for m, r in rows if r is not None), key=lambda row: -row[1])
+    scale, left, step = 160, 230, 18
+    width, height = left + int(scale * max([r for _, r in rows] + [1.5])) + 60, 40 + step * len(rows)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+             'font-family="sans-serif" font-size="12">',
+             f'<rect width="{width}" height="{height}" fill="white"/>',
+             f'<text x="{left}" y="16">fastest of {escape(", ".join(peers))} over {escape(" ".join(ours[:1]))}'
+             ' (above 1: ours is faster)</text>']
+    for i, (model, r) in enumerate(rows):
+        y = 28 + step * i
+        colour = "#2a7f62" if r >= 1 else "#b5493c"
+        parts += [f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(model)}</text>',
+                  f'<rect x="{left}" y="{y}" width="{r * scale:.1f}" height="{step - 4}" fill="{colour}"/>',
+                  f'<text x="{left + r * scale + 4:.1f}" y="{y + 11}">{r:.2f}</text>']
+    parts += [f'<line x1="{left + scale}" y1="24" x2="{left + scale}" y2="{height - 8}" stroke="black"/>', "</svg>"]
+    return "\n".join(parts) + "\n"
+
+
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
         _, _, name, model, inputs, threads = sys.argv
@@ -277,6 +368,7 @@ def main():
     ap.add_argument("--cache", type=Path, default=common.target_dir() / "zoo")
     ap.add_argument("--models", help="names, separated by commas (default: all)")
     ap.add_argument("--families", help=f"in place of models; of {', '.join(FAMILIES)}")
+    ap.add_argument("--start", action="store_true", help="measure starts and memory in place of runs")
     ap.add_argument("--flags", default="", help='more flags for kernelsmith: --flags="--math bf16"')
     ap.add_argument("--backend", help="ours, separated by commas (default: the first that features.sh tells)")
     ap.add_argument("--peers", help="separated by commas, or none (default: those installed)")
@@ -291,19 +383,29 @@ def main():
         if unknown:
             ap.error(f"no such family: {', '.join(unknown)}")
         args.models = ",".join(",".join(FAMILIES[f].split()) for f in args.families.split(","))
+    if args.start and not args.models:
+        args.models = START_MODELS
     args.program = common.find_program(args.bin)
     backends = args.backend.split(",") if args.backend else common.available_backends()[:1]
     peers = installed_peers() if args.peers is None else [p for p in args.peers.split(",") if p in WORKERS]
     args.contestants = [f"kernelsmith:{b}" for b in backends] + peers
     results = {}
+    report = {"machine": common.machine(), "threads": args.threads, "rounds": args.rounds, "flags": args.flags}
+    if args.start:
+        for name, model, inputs in find_models(args):
+            results[name] = starts(model, inputs, args)
+            print_starts(name, results[name])
+        common.write_json(args.out or common.ROOT / "benches" / "results" / "starts.json",
+                          report | {"starts": results})
+        return 0
     for name, model, inputs in find_models(args):
         results[name] = contest(model, inputs, args)
         print_row(name, results[name], args.contestants)
     found = summaries(results, args.contestants)
     print_summaries(found)
-    common.write_json(args.out or common.ROOT / "benches" / "results" / "models.json",
-                      {"machine": common.machine(), "threads": args.threads, "rounds": args.rounds,
-                       "flags": args.flags, "models": results, "ratios": found})
+    out = args.out or common.ROOT / "benches" / "results" / "models.json"
+    common.write_json(out, report | {"models": results, "ratios": found})
+    out.with_suffix(".svg").write_text(plot(results, args.contestants))
     return 0
 
 

@@ -124,7 +124,7 @@ def run_case(case: Case, backend: str, args) -> dict:
            "rtol": case.tolerance.rtol, "scaled": case.tolerance.scaled, "detail": ""}
     folder = Path(tempfile.mkdtemp(prefix="ks-zoo-", dir=args.work))
     out = folder / "out"
-    argv = [args.program, "run", case.model, "--inputs", case.inputs, "--output-dir", out,
+    argv = [args.program, "run", case.model, "--inputs", case.inputs, "--output-dir", out, "--cache", "off",
             "--backend", backend]
     if args.threads:
         argv += ["--threads", args.threads]

@@ -150,7 +150,7 @@ impl Probe {
     /// Fastest run of each kernel, in nanoseconds.
     fn run(self, backend: &dyn Backend, options: &CompileOptions) -> Result<Vec<u64>, Error> {
         let kernels = self.lowered.kernels.len();
-        let (program, _) = codegen::program::build(&self.lowered, backend, Default::default())?;
+        let (program, _) = codegen::program::build(&self.lowered, backend, Default::default(), None)?;
         let model = Model::load(program, Arc::new(Pool::new(options.threads)), Default::default())?;
         let mut context = Context::new(model);
         let mut best = vec![u64::MAX; kernels];

@@ -1,14 +1,17 @@
 //! From a model file to something that runs: the one place where all crates meet.
 
+use crate::cache::CacheOptions;
+use crate::compiled::{Compiled, Times, inputs_of, outputs_of};
+use crate::stored::{ModelFiles, Stored};
 use frontend::cases::CaseValue;
 use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
 use ir::host::Lowered;
-use ir::{ConstSource, Dim, Math, Module, Tensor};
+use ir::{ConstSource, Math, Module, Tensor};
 pub use passes::graph::StateSpec;
-use runtime::{Context, InputView, Limits, Model, Pool, RunError};
+use runtime::{Limits, Model, Pool, RunError};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use thiserror::Error;
 
 /// What to do with a model. The defaults are right for most uses.
@@ -25,6 +28,8 @@ pub struct CompileOptions {
     /// Inputs and outputs that are one buffer, kept by the context from run to run (KV caches).
     pub states: Vec<StateSpec>,
     pub limits: Limits,
+    /// Where compiled programs and kernels are kept; `None`: nowhere.
+    pub cache: Option<CacheOptions>,
 }
 
 impl CompileOptions {
@@ -81,24 +86,6 @@ impl Error {
     }
 }
 
-/// Milliseconds of each stage.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Times {
-    pub import: f64,
-    pub passes: f64,
-    pub codegen: f64,
-    pub load: f64,
-}
-
-/// A compiled model, ready for any number of concurrent callers ([`Compiled::context`]).
-pub struct Compiled {
-    pub lowered: Lowered,
-    pub model: Arc<Model>,
-    pub stats: codegen::program::Stats,
-    pub times: Times,
-    pub backend: &'static str,
-}
-
 /// Reads a model (`.onnx`, `.ksg`) into import-stage graph IR.
 pub fn import(path: &Path, options: &CompileOptions) -> Result<Imported, Error> {
     import_for(path, options, &[])
@@ -111,50 +98,70 @@ pub fn import_for(
     options: &CompileOptions,
     inputs: &[(String, CaseValue)],
 ) -> Result<Imported, Error> {
+    import_fixing(path, options, inputs).map(|(imported, _)| imported)
+}
+
+/// As [`import_for`]; also what of the inputs was fixed.
+fn import_fixing(
+    path: &Path,
+    options: &CompileOptions,
+    inputs: &[(String, CaseValue)],
+) -> Result<(Imported, Fixed), Error> {
+    let mut problems: Vec<Diagnostic> = Vec::new();
+    for fixed in Fixed::ALL {
+        match frontend::load(path, &import_options(options, inputs, fixed)) {
+            Ok(imported) => return Ok((imported, fixed)),
+            Err(found) => {
+                // an error about what the caller did not write would only confuse
+                if fixed == Fixed::Nothing || found.len() < problems.len() {
+                    problems = found;
+                }
+            }
+        }
+        if !problems.iter().any(|d| d.code == frontend::Code::Dynamic) {
+            break;
+        }
+    }
+    Err(Error::Import(problems))
+}
+
+/// What of the inputs is fixed: each step includes those before it. Integers decide structure more often
+/// than sizes do, and sizes more often than floats.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Fixed {
+    Nothing,
+    Ints,
+    Sizes,
+    Floats,
+}
+
+impl Fixed {
+    pub(crate) const ALL: [Fixed; 4] = [Fixed::Nothing, Fixed::Ints, Fixed::Sizes, Fixed::Floats];
+}
+
+/// What the importer is asked for.
+pub(crate) fn import_options(
+    options: &CompileOptions,
+    inputs: &[(String, CaseValue)],
+    fixed: Fixed,
+) -> frontend::ImportOptions {
     let mut import = frontend::ImportOptions::default();
     import.dims.extend(options.dims.iter().cloned());
     import.structures.extend(inputs.iter().map(|(name, v)| (name.clone(), structure(v))));
     if inputs.iter().any(|(_, v)| matches!(v, CaseValue::Tensor(t) if t.elems() == 0)) {
         import.smallest_dim = 0;
     }
-    let mut first = match frontend::load(path, &import) {
-        Ok(imported) => return Ok(imported),
-        Err(problems) => problems,
-    };
-    let tensors = || {
-        inputs.iter().filter_map(|(name, v)| match v {
-            CaseValue::Tensor(t) => Some((name, t)),
-            _ => None,
-        })
-    };
-    // integers decide structure more often than sizes do, and sizes more often than floats
-    for fixed in [Fixed::Ints, Fixed::Sizes, Fixed::Floats] {
-        if !first.iter().any(|d| d.code == frontend::Code::Dynamic) {
-            break;
+    for (name, v) in inputs {
+        let CaseValue::Tensor(t) = v else { continue };
+        let wanted = if t.dtype.is_float() { Fixed::Floats } else { Fixed::Ints };
+        if fixed >= wanted && t.elems() <= 64 {
+            import.constants.insert(name.clone(), t.clone());
         }
-        for (name, t) in tensors() {
-            if fixed == Fixed::Sizes {
-                import.shapes.insert(name.clone(), t.shape.iter().map(|&d| d as i64).collect());
-            } else if t.elems() <= 64 && (fixed == Fixed::Floats || !t.dtype.is_float()) {
-                import.constants.insert(name.clone(), t.clone());
-            }
-        }
-        match frontend::load(path, &import) {
-            Ok(imported) => return Ok(imported),
-            // an error about what the caller did not write would only confuse
-            Err(problems) if problems.len() < first.len() => first = problems,
-            Err(_) => {}
+        if fixed >= Fixed::Sizes {
+            import.shapes.insert(name.clone(), t.shape.iter().map(|&d| d as i64).collect());
         }
     }
-    Err(Error::Import(first))
-}
-
-/// What of the inputs is fixed, in addition to what was fixed before.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fixed {
-    Ints,
-    Sizes,
-    Floats,
+    import
 }
 
 fn structure(v: &CaseValue) -> Structure {
@@ -196,34 +203,95 @@ pub fn backend(options: &CompileOptions) -> Result<Box<dyn codegen::Backend>, Er
     Ok(codegen::backend(name, options.threads)?)
 }
 
-/// Compiles a model file.
+/// Compiles a model file, or finds it in the cache of `options`.
 pub fn compile(path: &Path, options: &CompileOptions) -> Result<Compiled, Error> {
-    let began = Instant::now();
-    let module = import(path, options)?.module;
-    let import_ms = ms(began);
-    let mut compiled = compile_module(module, options)?;
-    compiled.times.import = import_ms;
+    compile_for(path, options, &[])
+}
+
+/// As [`compile`], for a model whose structure may depend on these inputs (see [`import_for`]).
+pub fn compile_for(
+    path: &Path,
+    options: &CompileOptions,
+    inputs: &[(String, CaseValue)],
+) -> Result<Compiled, Error> {
+    let backend = backend(options)?;
+    let stored = Stored::open(options, &*backend);
+    if let Some(found) = stored.as_ref().and_then(|s| s.find(path, options, inputs, &*backend)) {
+        return Ok(found);
+    }
+    let (since, began) = (SystemTime::now(), Instant::now());
+    let (imported, fixed) = import_fixing(path, options, inputs)?;
+    let mut times = Times { import: ms(began), ..Times::default() };
+    let lowered = lower(imported.module, options, &*backend, &mut times)?;
+    let mut compiled = finish(lowered, options, &*backend, stored.as_ref(), times)?;
+    if let Some(stored) = stored {
+        let read = ModelFiles { path: path.to_owned(), data: imported.data_files, since };
+        stored.save(&mut compiled, read, options, inputs, fixed);
+    }
     Ok(compiled)
 }
 
-/// Compiles a module from any source.
-pub fn compile_module(mut module: Module, options: &CompileOptions) -> Result<Compiled, Error> {
+/// Compiles a module from any source, without a cache.
+pub fn compile_module(module: Module, options: &CompileOptions) -> Result<Compiled, Error> {
     let backend = backend(options)?;
     let mut times = Times::default();
+    let lowered = lower(module, options, &*backend, &mut times)?;
+    finish(lowered, options, &*backend, None, times)
+}
+
+/// As [`compile_module`]; also what the passes made of the module.
+pub fn compile_lowered(module: Module, options: &CompileOptions) -> Result<(Compiled, Lowered), Error> {
+    let backend = backend(options)?;
+    let mut times = Times::default();
+    let lowered = lower(module, options, &*backend, &mut times)?;
+    Ok((finish(lowered.clone(), options, &*backend, None, times)?, lowered))
+}
+
+fn lower(
+    mut module: Module,
+    options: &CompileOptions,
+    backend: &dyn codegen::Backend,
+    times: &mut Times,
+) -> Result<Lowered, Error> {
     let began = Instant::now();
     give_bytes(&mut module)?;
     let mut lowered = passes::compile(module, &backend.target(), &options.passes())?;
     // passes may add constants of their own
     give_bytes(&mut lowered.module)?;
     times.passes = ms(began);
+    Ok(lowered)
+}
+
+/// Machine code, packed weights. Takes the lowered model, so that its memory is free before weights are packed.
+fn finish(
+    lowered: Lowered,
+    options: &CompileOptions,
+    backend: &dyn codegen::Backend,
+    stored: Option<&Stored>,
+    mut times: Times,
+) -> Result<Compiled, Error> {
     let began = Instant::now();
-    let (program, stats) = codegen::program::build(&lowered, &*backend, options.math)?;
+    let kernels = stored.map(Stored::kernels);
+    let store = kernels.as_ref().map(|k| k as &dyn codegen::ObjectStore);
+    let (program, stats) = codegen::program::build(&lowered, backend, options.math, store)?;
+    let (inputs, outputs) = (inputs_of(&lowered.module), outputs_of(&lowered.module));
+    drop(lowered);
     times.codegen = ms(began);
+    let model = load(program, options, &mut times)?;
+    let backend = backend.name();
+    Ok(Compiled { model, inputs, outputs, stats, times, backend, cached: false, saving: None })
+}
+
+pub(crate) fn load(
+    program: format::Program,
+    options: &CompileOptions,
+    times: &mut Times,
+) -> Result<Arc<Model>, Error> {
     let began = Instant::now();
     let pool = Arc::new(Pool::new(options.threads));
     let model = Model::load(program, pool, options.limits)?;
     times.load = ms(began);
-    Ok(Compiled { lowered, model, stats, times, backend: backend.name() })
+    Ok(model)
 }
 
 fn ms(since: Instant) -> f64 {
@@ -238,99 +306,4 @@ fn give_bytes(module: &mut Module) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-impl Compiled {
-    /// Memory for one caller.
-    pub fn context(&self) -> Context {
-        Context::new(self.model.clone())
-    }
-
-    /// Fills the states of `context` from tensors for all inputs of the model, in order; what is left of them
-    /// are the inputs of a run.
-    pub fn begin(&self, context: &mut Context, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
-        let mut left: Vec<Option<Tensor>> = inputs.into_iter().map(Some).collect();
-        for (i, s) in self.model.program().states.iter().enumerate() {
-            if let Some(t) = left.get_mut(s.input).and_then(Option::take) {
-                context.set_state(i, view(&t))?;
-            }
-        }
-        Ok(left.into_iter().flatten().collect())
-    }
-
-    /// Runs on tensors, in the order of the model's inputs (without those that are states).
-    pub fn run(&self, context: &mut Context, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-        context.run(&views(inputs))?;
-        Ok(self.outputs(context))
-    }
-
-    /// Copies of the outputs of the last run; of states, the rows that are there.
-    pub fn outputs(&self, context: &Context) -> Vec<Tensor> {
-        let states = &self.model.program().states;
-        self.lowered
-            .outputs
-            .iter()
-            .enumerate()
-            .filter_map(|(i, &b)| {
-                if let Some(s) = states.iter().position(|s| s.output == i) {
-                    let s = context.state(s)?;
-                    let dtype = self.lowered.buffers[b.0 as usize].dtype;
-                    return Some(Tensor::new(dtype, s.dense_shape(), s.dense()));
-                }
-                let o = context.output(i)?;
-                let mut t =
-                    Tensor::new(self.lowered.buffers[b.0 as usize].dtype, o.shape.to_vec(), o.data.to_vec());
-                if t.dtype == ir::DType::String {
-                    t.strings = self.strings(i)?;
-                }
-                Some(t)
-            })
-            .collect()
-    }
-
-    /// Strings are the importer's matter: output `i`, where it holds any, is a constant.
-    fn strings(&self, i: usize) -> Option<Vec<String>> {
-        let m = &self.lowered.module;
-        let op = m.graph.def_op(*m.graph.outputs.get(i)?)?;
-        let ir::Prim::Const(c) = m.graph[op].prim else { return None };
-        match &m.consts.get(c.0 as usize)?.source {
-            ConstSource::Strings(s) => Some(s.to_vec()),
-            _ => None,
-        }
-    }
-}
-
-fn view(t: &Tensor) -> InputView<'_> {
-    InputView { elem: t.dtype.name(), shape: &t.shape, data: &t.data }
-}
-
-/// Tensors as the runtime takes them.
-pub fn views(inputs: &[Tensor]) -> Vec<InputView<'_>> {
-    inputs.iter().map(view).collect()
-}
-
-/// The inputs of a module: name, type with sizes by name.
-pub fn describe_inputs(module: &Module) -> Vec<(String, String)> {
-    module
-        .graph
-        .inputs
-        .iter()
-        .map(|&v| {
-            let value = &module.graph[v];
-            let dims: Vec<String> = value.ty.shape.iter().map(|d| dim_text(module, d)).collect();
-            (value.name.clone().unwrap_or_default(), format!("{}[{}]", value.ty.dtype, dims.join(", ")))
-        })
-        .collect()
-}
-
-/// A size with its symbols by name.
-pub fn dim_text(module: &Module, d: &Dim) -> String {
-    let mut s = String::new();
-    let name = |a: &ir::Atom| match a {
-        ir::Atom::Sym(s) => module.symbols.infos.get(s.0 as usize).map_or("?".into(), |i| i.name.clone()),
-        _ => "?".into(),
-    };
-    // writing to a String cannot fail
-    let _ = d.write(&mut s, &name);
-    s
 }

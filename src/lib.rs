@@ -11,9 +11,13 @@
 //! ```
 
 pub mod arrays;
+pub mod cache;
 pub mod ceiling;
 pub mod cli;
+pub mod compiled;
 pub mod driver;
+mod stored;
 
-pub use driver::{CompileOptions, Compiled, Error, StateSpec, compile, compile_module, import};
+pub use compiled::Compiled;
+pub use driver::{CompileOptions, Error, StateSpec, compile, compile_module, import};
 pub use {codegen, frontend, interp, ir, passes, runtime};

@@ -23,7 +23,7 @@ mod llvm;
 
 pub use entry::scratch_bytes;
 pub use error::{CodegenError, Fault};
-pub use program::functions_compiled;
+pub use program::{ObjectStore, functions_compiled};
 
 use ir::loops::Func;
 use ir::target::TargetDesc;

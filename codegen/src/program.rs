@@ -1,6 +1,6 @@
 //! From the lowered model to the program that the runtime executes.
 
-use crate::{Backend, CodegenError, legalise};
+use crate::{Backend, CodegenError, CompiledFunc, legalise};
 use format::{
     Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, Place, Program, SizeExpr, SizeOp,
     StateDef, Step, SymbolDef, VariantDef,
@@ -12,6 +12,7 @@ use ir::tensor::ByteSource;
 use ir::{Atom, ConstSource, DType, Dim, Math, SymKind};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,12 +32,26 @@ pub fn functions_compiled() -> u64 {
     COMPILED.load(Ordering::Relaxed)
 }
 
-/// Compiles every kernel of `lowered` with `backend` (equal functions once) and writes the program.
-/// Constants of random or splat source must have been given bytes before. `math`: as for the passes.
-pub fn build(lowered: &Lowered, backend: &dyn Backend, math: Math) -> Result<(Program, Stats), CodegenError> {
+/// Machine code of functions that were compiled before, in this process or another.
+pub trait ObjectStore: Sync {
+    /// The object stored for a function, which is described by all that decides its code but target and math mode.
+    fn get(&self, func: &[u8]) -> Option<Vec<u8>>;
+    fn put(&self, func: &[u8], object: &[u8]);
+}
+
+/// Compiles every kernel of `lowered` with `backend` (equal functions once, those in `store` not at all) and
+/// writes the program. Constants of random or splat source must have been given bytes before. `math`: as for the
+/// passes.
+pub fn build(
+    lowered: &Lowered,
+    backend: &dyn Backend,
+    math: Math,
+    store: Option<&dyn ObjectStore>,
+) -> Result<(Program, Stats), CodegenError> {
     let target = backend.target();
+    let raw = raw_operands(lowered);
     let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
-    for k in &lowered.kernels {
+    for (k, raw) in lowered.kernels.iter().zip(&raw) {
         for v in &k.variants {
             // an inner extent of 0 leaves no loop at all
             let runs = v.func.body.stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
@@ -44,28 +59,53 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend, math: Math) -> Result<(Pr
                 slots.push(None);
                 continue;
             }
-            let key = fingerprint(&v.func);
+            let mut func = v.func.clone();
+            for (b, _) in func.bufs.iter_mut().zip(raw).filter(|(_, raw)| **raw) {
+                b.align = 1;
+            }
+            let key = fingerprint(&func);
             let next = unique.len();
-            let slot = *index.entry(key).or_insert(next);
+            let slot = *index.entry(key.clone()).or_insert(next);
             if slot == next {
-                unique.push(&v.func);
+                unique.push((key, func));
             }
             slots.push(Some(slot));
         }
     }
-    let machine = unique
+    // symbols must differ between objects, and be the same from run to run
+    let symbol = |key: &str| {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        format!("k_{:016x}", hasher.finish())
+    };
+    let mut compiled: Vec<Option<CompiledFunc>> = unique
         .par_iter()
-        .enumerate()
-        .map(|(i, f)| {
-            let mut m = legalise::legalise_with(f, &target, math.into())?;
-            // symbols must differ between objects, and be the same from run to run
-            m.name = format!("k{i}_{}", identifier(&f.name));
+        .map(|(key, _)| {
+            let object = store?.get(key.as_bytes())?;
+            // whoever stored it may have been wrong about it
+            crate::object_check::check_self_contained(&object).ok()?;
+            Some(CompiledFunc { object, symbol: symbol(key) })
+        })
+        .collect();
+    let missing: Vec<usize> = (0..unique.len()).filter(|&i| compiled[i].is_none()).collect();
+    let machine = missing
+        .par_iter()
+        .map(|&i| {
+            let mut m = legalise::legalise_with(&unique[i].1, &target, math.into())?;
+            m.name = symbol(&unique[i].0);
             Ok(m)
         })
         .collect::<Result<Vec<Func>, CodegenError>>()?;
-    let compiled = backend.compile(&machine.iter().collect::<Vec<_>>())?;
-    COMPILED.fetch_add(compiled.len() as u64, Ordering::Relaxed);
-    let mut stats = Stats { variants: slots.len(), compiled: compiled.len(), code_bytes: 0 };
+    let fresh = backend.compile(&machine.iter().collect::<Vec<_>>())?;
+    COMPILED.fetch_add(fresh.len() as u64, Ordering::Relaxed);
+    let mut stats = Stats { variants: slots.len(), compiled: fresh.len(), code_bytes: 0 };
+    for (&i, f) in missing.iter().zip(fresh) {
+        if let Some(store) = store {
+            store.put(unique[i].0.as_bytes(), &f.object);
+        }
+        compiled[i] = Some(f);
+    }
+    let compiled: Vec<CompiledFunc> = compiled.into_iter().flatten().collect();
 
     let mut slots = slots.into_iter();
     let mut kernels = Vec::new();
@@ -136,6 +176,31 @@ pub fn build(lowered: &Lowered, backend: &dyn Backend, math: Math) -> Result<(Pr
     Ok((program, stats))
 }
 
+/// By kernel and operand: constants in the place where the model has them, which is at any address.
+fn raw_operands(lowered: &Lowered) -> Vec<Vec<bool>> {
+    fn walk(steps: &[host::Step], lowered: &Lowered, raw: &mut [Vec<bool>]) {
+        for step in steps {
+            match step {
+                host::Step::Call { kernel, args, .. } => {
+                    for (raw, b) in raw[*kernel].iter_mut().zip(args) {
+                        *raw |= matches!(lowered.buffers[b.0 as usize].place, host::Place::Const(_));
+                    }
+                }
+                host::Step::If { then, otherwise, .. } => {
+                    walk(then, lowered, raw);
+                    walk(otherwise, lowered, raw);
+                }
+                host::Step::Loop { body, .. } => walk(body, lowered, raw),
+                _ => {}
+            }
+        }
+    }
+    let mut raw = lowered.kernels.iter().map(|k| vec![false; k.kernel.buffers.len()]).collect::<Vec<_>>();
+    walk(&lowered.init, lowered, &mut raw);
+    walk(&lowered.steps, lowered, &mut raw);
+    raw
+}
+
 /// Text that is equal for functions with equal code: names of values and buffers do not matter.
 fn fingerprint(f: &Func) -> String {
     let mut f = f.clone();
@@ -145,15 +210,13 @@ fn fingerprint(f: &Func) -> String {
     for b in &mut f.bufs {
         b.name.clear();
     }
-    // symbols are parameters by position
-    for (i, s) in f.syms.iter_mut().enumerate() {
-        s.0 = i as u32;
+    // symbols are parameters by position, but for sizes of local arrays, which name them
+    if f.locals.iter().all(|l| l.elems.as_const().is_some()) {
+        for (i, s) in f.syms.iter_mut().enumerate() {
+            s.0 = i as u32;
+        }
     }
     format!("{f:?}")
-}
-
-fn identifier(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(48).collect()
 }
 
 fn state(s: &ir::graph::State) -> Result<StateDef, CodegenError> {
@@ -188,6 +251,9 @@ struct Bytes(Arc<dyn ByteSource>);
 impl Blob for Bytes {
     fn bytes(&self) -> &[u8] {
         self.0.bytes()
+    }
+    fn release(&self) {
+        self.0.release();
     }
 }
 
@@ -328,6 +394,13 @@ mod tests {
     use super::*;
     use ir::Sym;
     use ir::dim::NoFacts;
+
+    #[test]
+    fn the_runtime_knows_every_element_type() {
+        for d in DType::ALL {
+            assert_eq!(Elem::named(d.name()), Some(elem(d)), "{d}");
+        }
+    }
 
     #[test]
     fn sizes_agree_with_dims() {

@@ -12,7 +12,7 @@ pub use diag::{Code, Diagnostic, Kind, NodeRef, exit_code};
 pub use options::{ImportOptions, MissingWeights, Structure};
 
 use ir::Module;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An input or output of a model as its user sees it, in terms of the module's tensors.
 #[derive(Clone, PartialEq, Debug)]
@@ -44,6 +44,8 @@ pub struct Imported {
     pub module: Module,
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
+    /// Files that were read beside the model's own.
+    pub data_files: Vec<PathBuf>,
 }
 
 /// Reads the model in `path`: the native text form where the name ends in `.ksg`, else ONNX.
@@ -72,7 +74,7 @@ fn native(path: &Path, opts: &ImportOptions) -> Result<Imported, Diagnostic> {
     let g = &module.graph;
     let inputs = g.inputs.iter().map(|&v| Port::tensor(g[v].name.clone().unwrap_or_default())).collect();
     let outputs = module.output_names.iter().map(Port::tensor).collect();
-    Ok(Imported { module, inputs, outputs })
+    Ok(Imported { module, inputs, outputs, data_files: Vec::new() })
 }
 
 #[cfg(test)]

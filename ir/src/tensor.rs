@@ -8,6 +8,8 @@ use std::sync::Arc;
 /// Bytes owned somewhere else: a vector, a memory-mapped file, a slice of one.
 pub trait ByteSource: Send + Sync {
     fn bytes(&self) -> &[u8];
+    /// Advice: nobody will read the bytes soon, so that memory which only caches them can be given back.
+    fn release(&self) {}
 }
 
 impl ByteSource for Vec<u8> {

@@ -51,6 +51,42 @@ impl Region {
         self.ptr.as_ptr()
     }
 
+    /// Puts the region's pages in the place of those at `at`; false where the system refuses. Then, as
+    /// after success, the region is gone.
+    ///
+    /// # Safety
+    /// `at` is page-aligned, and `self.len()` bytes from there on belong to a mapping of the caller that may be replaced.
+    pub(crate) unsafe fn move_over(mut self, at: *mut u8) -> bool {
+        let (from, len) = (self.ptr.as_ptr().cast::<libc::c_void>(), self.len);
+        if len == 0 {
+            return true;
+        }
+        // SAFETY: `from` is our whole mapping; the target is the caller's to give.
+        let moved = unsafe {
+            libc::mremap(from, len, len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, at.cast::<libc::c_void>())
+        };
+        if moved == libc::MAP_FAILED {
+            return false;
+        }
+        // the pages belong to the mapping at `at` now
+        self.len = 0;
+        true
+    }
+
+    /// Gives the memory of the whole pages in a range back; it reads as zeros from then on.
+    ///
+    /// # Safety
+    /// Nobody reads or writes the range at this moment.
+    pub(crate) unsafe fn release(&self, range: std::ops::Range<usize>) {
+        let (begin, end) = (range.start.next_multiple_of(4096), range.end.min(self.len) / 4096 * 4096);
+        if begin < end {
+            // SAFETY: whole pages of our mapping, which nobody uses; a failure leaves them as they are.
+            unsafe {
+                libc::madvise(self.ptr.as_ptr().byte_add(begin).cast(), end - begin, libc::MADV_DONTNEED)
+            };
+        }
+    }
+
     /// Makes the region at least `len` bytes long. True where it moved or grew.
     pub fn grow(&mut self, len: usize) -> Result<bool> {
         if len <= self.len {

@@ -31,6 +31,8 @@ pub enum RunError {
     Cancelled,
     #[error("invalid program: {0}")]
     Program(String),
+    #[error("artefact: {0}")]
+    Artefact(#[from] format::artefact::ArtefactError),
     #[error("loading machine code: {0}")]
     Code(#[from] LoadError),
 }

@@ -104,14 +104,19 @@ impl<'m> Executor<'m> {
         self.state
     }
 
-    pub(crate) fn run_init(mut self, steps: &[Step]) -> Result<()> {
+    /// Runs the init steps; `after` is told the number of each when it is done.
+    pub(crate) fn run_init(mut self, steps: &[Step], mut after: impl FnMut(usize)) -> Result<()> {
         for b in 0..self.model.program.buffers.len() {
             if !self.model.fixed[b].is_null() {
                 self.state.lens[b] = self.size_of(b)?;
             }
         }
         self.resolve_aliases();
-        self.steps(steps, &mut None)
+        for (i, step) in steps.iter().enumerate() {
+            self.step(step, &mut None)?;
+            after(i);
+        }
+        Ok(())
     }
 
     pub(crate) fn run(&mut self, inputs: &[InputView<'_>], mut observer: Option<Observer<'_>>) -> Result<()> {
@@ -131,8 +136,10 @@ impl<'m> Executor<'m> {
             for (d, e) in def.shape.iter().enumerate() {
                 self.state.shapes[i][d] = self.eval(e, &def.name)?.max(0) as usize;
             }
-            let elems: usize = self.state.shapes[i].iter().product();
-            self.state.lens[def.buffer] = elems * def.elem.bytes;
+            let elems = self.state.shapes[i].iter().fold(1usize, |n, &d| n.saturating_mul(d));
+            // what a program claims of its outputs is no reason to read beyond them
+            let held = self.state.lens[def.buffer];
+            self.state.lens[def.buffer] = elems.saturating_mul(def.elem.bytes).min(held);
         }
         for (i, s) in model.program.states.iter().enumerate() {
             self.state.kept[i].len = self.eval(&s.next, "a state")?;

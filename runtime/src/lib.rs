@@ -3,6 +3,7 @@
 //! A [`Model`] is immutable, `Send + Sync` and shared; every concurrent caller has a cheap [`Context`].
 
 pub mod arena;
+pub mod artefact;
 pub mod context;
 #[cfg(feature = "cuda")]
 pub mod cuda;

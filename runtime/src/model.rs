@@ -7,6 +7,7 @@ use crate::loader::CodeImage;
 use crate::pool::Pool;
 use format::abi::KernelFn;
 use format::{Place, Program, SizeExpr, Step};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Limits that turn hostile sizes into errors.
@@ -38,22 +39,25 @@ pub struct Model {
     pub(crate) max_args: usize,
     pub(crate) max_syms: usize,
     _code: CodeImage,
-    _weights: Region,
-    _aligned_consts: Vec<Region>,
+    weights: Region,
+    /// Buffers that runs use.
+    used: Vec<bool>,
     weight_bytes: usize,
 }
 
-// SAFETY: `fixed` points into constants and `_weights`, which live as long as the model and are only read
+// SAFETY: `fixed` points into constants and `weights`, which live as long as the model and are only read
 // after `load` returned.
 unsafe impl Send for Model {}
 // SAFETY: as above; nothing is mutated through a shared model.
 unsafe impl Sync for Model {}
 
 impl Model {
-    /// Links the machine code, aligns constants, and runs the init steps (packing, folded weights).
+    /// Links the machine code, and runs the init steps (packing, folded weights). Constants stay where they
+    /// are; those that only the init steps read are released as soon as they were read.
     pub fn load(mut program: Program, pool: Arc<Pool>, limits: Limits) -> Result<Arc<Model>> {
+        let lens: Vec<_> = program.consts.iter().map(|c| c.as_ref().map(|b| b.bytes().len())).collect();
+        format::validate::validate(&program, &lens).map_err(|e| RunError::Program(e.to_string()))?;
         let code = CodeImage::load(&program.objects)?;
-        program.objects = Vec::new();
         let entries = program
             .kernels
             .iter()
@@ -67,71 +71,32 @@ impl Model {
                     .collect::<Result<Vec<_>>>()
             })
             .collect::<Result<Vec<_>>>()?;
-
-        let mut aligned = Vec::new();
-        let mut const_ptrs = Vec::new();
-        for c in &program.consts {
-            const_ptrs.push(match c {
-                None => std::ptr::null_mut(),
-                Some(blob) => {
-                    let bytes = blob.bytes();
-                    if (bytes.as_ptr() as usize).is_multiple_of(ALIGN) {
-                        bytes.as_ptr().cast_mut()
-                    } else {
-                        let r = Region::with_len(bytes.len())?;
-                        // SAFETY: the region is fresh and at least as long as the constant.
-                        unsafe { r.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-                        aligned.push(r);
-                        aligned[aligned.len() - 1].as_ptr()
-                    }
-                }
-            });
-        }
-
-        let mut init_bytes = 0usize;
-        let mut offsets = Vec::new();
-        for b in &program.buffers {
-            if b.place == Place::Init {
-                let bytes = match b.bytes {
-                    SizeExpr::Const(n) if n >= 0 => n as usize,
-                    _ => return Err(RunError::Program(format!("init buffer {} has no fixed size", b.name))),
-                };
-                offsets.push(init_bytes);
-                init_bytes = init_bytes
-                    .checked_add(bytes)
-                    .and_then(|n| n.checked_next_multiple_of(ALIGN))
-                    .filter(|&n| n as u64 <= limits.arena_bytes)
-                    .ok_or(RunError::Limit {
-                        what: "packed weights".into(),
-                        needed: u64::MAX,
-                        limit: limits.arena_bytes,
-                    })?;
-            } else {
-                offsets.push(0);
-            }
-        }
+        let places = init_places(&program, limits)?;
+        let init_bytes = places.last().map_or(0, |p| p.end);
         // 64 bytes more, so that the last vector of a buffer may be read whole
         let weights = Region::with_len(init_bytes + ALIGN)?;
         let fixed = program
             .buffers
             .iter()
-            .zip(&offsets)
-            .map(|(b, &offset)| match b.place {
+            .zip(&places)
+            .map(|(b, place)| match b.place {
                 // SAFETY: the offset lies within the region.
-                Place::Init => Ok(unsafe { weights.as_ptr().add(offset) }),
-                Place::Const(i) => const_ptrs
-                    .get(i)
-                    .copied()
-                    .ok_or_else(|| RunError::Program(format!("buffer {} names no constant", b.name))),
-                _ => Ok(std::ptr::null_mut()),
+                Place::Init => unsafe { weights.as_ptr().add(place.start) },
+                Place::Const(i) => program.consts[i].as_ref().map_or(std::ptr::null_mut(), |blob| {
+                    let bytes = blob.bytes();
+                    // where an empty one lies does not matter, as long as it does not look absent
+                    if bytes.is_empty() { weights.as_ptr() } else { bytes.as_ptr().cast_mut() }
+                }),
+                _ => std::ptr::null_mut(),
             })
-            .collect::<Result<Vec<_>>>()?;
-
+            .collect();
         let max_args = program.kernels.iter().map(|k| k.writes.len()).max().unwrap_or(0);
         let max_syms =
             program.kernels.iter().flat_map(|k| &k.variants).map(|v| v.syms.len()).max().unwrap_or(0);
         let state = |i: &usize| program.states.iter().any(|s| s.input == *i);
         let given = (0..program.inputs.len()).filter(|i| !state(i)).collect();
+        let init = std::mem::take(&mut program.init);
+        let used = used_buffers(&program);
         let mut model = Model {
             entries,
             fixed,
@@ -141,57 +106,69 @@ impl Model {
             max_args,
             max_syms,
             _code: code,
-            _weights: weights,
-            _aligned_consts: aligned,
-            weight_bytes: init_bytes,
+            weights,
+            used,
+            weight_bytes: 0,
             program,
         };
-        let init = std::mem::take(&mut model.program.init);
         if !init.is_empty() {
-            Executor::new(&model).run_init(&init)?;
+            model.run_init(&init, &places)?;
         }
-        model.drop_unused_consts();
+        model.forget_unused();
         Ok(Arc::new(model))
     }
 
-    /// Constants that only the init steps read are released.
-    fn drop_unused_consts(&mut self) {
-        let mut used = vec![false; self.program.buffers.len()];
-        mark(&self.program.steps, &mut used);
-        for io in &self.program.outputs {
-            used[io.buffer] = true;
+    /// Runs the init steps. What no later step and no run reads is given back on the way, so that the peak
+    /// is about the size of the packed weights, and not twice that.
+    fn run_init(&self, init: &[Step], places: &[Range<usize>]) -> Result<()> {
+        let mut last = vec![None; self.program.buffers.len()];
+        for (i, step) in init.iter().enumerate() {
+            let mut used = vec![false; last.len()];
+            mark(std::slice::from_ref(step), &mut used);
+            follow_aliases(&self.program, &mut used);
+            for (at, _) in last.iter_mut().zip(used).filter(|(_, used)| *used) {
+                *at = Some(i);
+            }
         }
-        for i in (0..used.len()).rev() {
-            // an alias uses what it aliases, which may itself be an alias
-            let mut at = i;
-            while let (true, Place::Alias(of)) = (used[at], &self.program.buffers[at].place) {
-                if used[*of] {
-                    break;
+        let mut done: Vec<Vec<usize>> = vec![Vec::new(); init.len()];
+        for (b, at) in last.iter().enumerate() {
+            if let (Some(i), false) = (at, self.used[b]) {
+                done[*i].push(b);
+            }
+        }
+        Executor::new(self).run_init(init, |i| {
+            for &b in &done[i] {
+                match &self.program.buffers[b].place {
+                    // SAFETY: the step is done, and no later one uses the buffer.
+                    Place::Init => unsafe { self.weights.release(places[b].clone()) },
+                    Place::Const(c) => {
+                        if let Some(blob) = &self.program.consts[*c] {
+                            blob.release();
+                        }
+                    }
+                    _ => {}
                 }
-                used[*of] = true;
-                at = *of;
             }
-        }
+        })
+    }
+
+    /// Lets go of constants and init buffers that no run reads.
+    fn forget_unused(&mut self) {
         let mut keep = vec![false; self.program.consts.len()];
-        for (b, used) in self.program.buffers.iter().zip(&used) {
-            if let (true, Place::Const(c)) = (*used, &b.place) {
-                keep[*c] = true;
-            }
-        }
         for (i, b) in self.program.buffers.iter().enumerate() {
-            if let Place::Const(c) = b.place
-                && !keep[c]
-            {
-                self.fixed[i] = std::ptr::null_mut();
+            match (&b.place, &b.bytes) {
+                (Place::Const(_) | Place::Init, _) if !self.used[i] => self.fixed[i] = std::ptr::null_mut(),
+                (Place::Const(c), SizeExpr::Const(n)) => {
+                    keep[*c] = true;
+                    self.weight_bytes += *n as usize;
+                }
+                (Place::Init, SizeExpr::Const(n)) => self.weight_bytes += *n as usize,
+                _ => {}
             }
         }
-        let kept: Vec<*const u8> = self.fixed.iter().map(|p| p.cast_const()).collect();
-        self._aligned_consts.retain(|r| kept.contains(&r.as_ptr().cast_const()));
         for (c, keep) in self.program.consts.iter_mut().zip(keep) {
             if !keep {
                 *c = None;
-            } else if let Some(blob) = c {
-                self.weight_bytes += blob.bytes().len();
             }
         }
     }
@@ -200,6 +177,16 @@ impl Model {
     pub fn given_inputs(&self) -> &[usize] {
         &self.given
     }
+
+    /// The bytes of a constant or init buffer that runs read.
+    pub(crate) fn fixed_bytes(&self, b: usize) -> Option<&[u8]> {
+        let SizeExpr::Const(n) = self.program.buffers[b].bytes else { return None };
+        let at = self.fixed[b];
+        // SAFETY: `load` saw that the constant or the region holds so many bytes there; nobody writes to
+        // them after it returned.
+        (!at.is_null()).then(|| unsafe { std::slice::from_raw_parts(at, n as usize) })
+    }
+
     pub fn program(&self) -> &Program {
         &self.program
     }
@@ -209,6 +196,55 @@ impl Model {
     /// Bytes of constants and packed weights that runs read.
     pub fn weight_bytes(&self) -> usize {
         self.weight_bytes
+    }
+}
+
+/// Where each init buffer lies in the region of weights; empty ranges for the others.
+fn init_places(program: &Program, limits: Limits) -> Result<Vec<Range<usize>>> {
+    let mut end = 0usize;
+    let mut place = |b: &format::BufferDef| {
+        let begin = end;
+        if b.place == Place::Init {
+            let SizeExpr::Const(bytes) = b.bytes else {
+                return Err(RunError::Program(format!("init buffer {} has no fixed size", b.name)));
+            };
+            end = usize::try_from(bytes)
+                .ok()
+                .and_then(|n| begin.checked_add(n)?.checked_next_multiple_of(ALIGN))
+                .filter(|&n| n as u64 <= limits.arena_bytes)
+                .ok_or(RunError::Limit {
+                    what: "packed weights".into(),
+                    needed: u64::MAX,
+                    limit: limits.arena_bytes,
+                })?;
+        }
+        Ok(begin..end)
+    };
+    program.buffers.iter().map(&mut place).collect()
+}
+
+/// Which buffers the steps of a run use, those behind aliases included.
+fn used_buffers(program: &Program) -> Vec<bool> {
+    let mut used = vec![false; program.buffers.len()];
+    mark(&program.steps, &mut used);
+    for io in program.inputs.iter().chain(&program.outputs) {
+        used[io.buffer] = true;
+    }
+    follow_aliases(program, &mut used);
+    used
+}
+
+/// An alias uses what it aliases, which may itself be an alias.
+fn follow_aliases(program: &Program, used: &mut [bool]) {
+    for i in (0..used.len()).rev() {
+        let mut at = i;
+        while let (true, Place::Alias(of)) = (used[at], &program.buffers[at].place) {
+            if used[*of] {
+                break;
+            }
+            used[*of] = true;
+            at = *of;
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::inputs::InputArgs;
 use super::profile::Profile;
-use super::{ModelArgs, Outcome, output_error, progress};
-use crate::driver::{self, Error, views};
+use super::{CacheArgs, ModelArgs, Outcome, output_error, progress, warn_unsaved};
+use crate::compiled::{Compiled, views};
+use crate::driver::{self, CompileOptions, Error};
 use clap::Args;
 use runtime::Context;
 use std::io::{BufRead, Write};
@@ -15,6 +16,8 @@ pub(super) struct BenchArgs {
     model: ModelArgs,
     #[command(flatten)]
     inputs: InputArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Time to spend on measured runs
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -36,29 +39,27 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     if args.model.compile.interpreted() {
         return Err(Error::Usage("the reference interpreter is not for timing".into()));
     }
-    let options = args.model.options();
-    let began = Instant::now();
+    let options = CompileOptions { cache: args.cache.options(), ..args.model.options() };
     let given = args.inputs.read()?;
-    let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
-    let import_ms = ms(began.elapsed());
-    let inputs = given.tensors(&module)?;
     let bar = progress("compiling");
-    let compiled = driver::compile_module(module, &options)?;
+    let mut compiled = driver::compile_for(&args.model.model, &options, &given.values())?;
     bar.finish_and_clear();
+    let inputs = given.tensors(&compiled.inputs)?;
     let mut context = compiled.context();
     let t = compiled.times;
-    let compile_ms = import_ms + t.passes + t.codegen;
+    let compile_ms = t.import + t.passes + t.codegen;
     let inputs = compiled.begin(&mut context, inputs)?;
     let views = views(&inputs);
     // every run begins with the states of the first one
     let rows = context.state(0).map_or(0, |s| s.len);
     if args.stdio {
-        return stdio(&mut context, &views, rows, compile_ms + t.load);
+        return stdio(&mut compiled, &mut context, &views, rows, compile_ms + t.load);
     }
 
     let began = Instant::now();
     context.run(&views)?;
     let first_run_ms = ms(began.elapsed());
+    warn_unsaved(&mut compiled);
     let mut times = Vec::new();
     let deadline = Instant::now() + Duration::from_secs_f64(args.seconds.clamp(0.0, 86_400.0));
     while times.len() < 3 || Instant::now() < deadline {
@@ -74,8 +75,12 @@ pub(super) fn bench(args: &BenchArgs) -> Result<Outcome, Error> {
     let mut report = serde_json::json!({
         "model": args.model.model.display().to_string(),
         "backend": compiled.backend,
+        "cached": compiled.cached,
         "threads": compiled.model.pool().threads(),
         "compile_ms": compile_ms,
+        "import_ms": t.import,
+        "passes_ms": t.passes,
+        "codegen_ms": t.codegen,
         "load_ms": t.load,
         "first_run_ms": first_run_ms,
         "median_ms": at(0.5),
@@ -131,6 +136,7 @@ fn ms(d: Duration) -> f64 {
 }
 
 fn stdio(
+    compiled: &mut Compiled,
     context: &mut Context,
     views: &[runtime::InputView<'_>],
     rows: usize,
@@ -139,6 +145,7 @@ fn stdio(
     let mut out = std::io::stdout();
     writeln!(out, "{}", serde_json::json!({ "compile_ms": compile_ms })).map_err(output_error)?;
     out.flush().map_err(output_error)?;
+    warn_unsaved(compiled);
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(output_error)?;
         let n: usize =

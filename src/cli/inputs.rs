@@ -1,10 +1,11 @@
 //! Where the inputs of a run come from.
 
 use crate::arrays::{self, Array};
-use crate::driver::{Error, describe_inputs};
+use crate::compiled::InputSpec;
+use crate::driver::Error;
 use clap::Args;
 use frontend::cases::CaseValue;
-use ir::{Module, Tensor};
+use ir::Tensor;
 use std::path::PathBuf;
 
 /// Files that hold outputs too name their inputs so.
@@ -69,30 +70,24 @@ impl Given {
             .collect()
     }
 
-    /// The tensors for the inputs of `module`, in its order.
-    pub(super) fn tensors(self, module: &Module) -> Result<Vec<Tensor>, Error> {
+    /// The tensors for a model's inputs, in order.
+    pub(super) fn tensors(self, inputs: &[InputSpec]) -> Result<Vec<Tensor>, Error> {
         let mut arrays = self.arrays;
-        let wanted = describe_inputs(module);
         let mut tensors = Vec::new();
-        for (i, (&v, (name, ty))) in module.graph.inputs.iter().zip(&wanted).enumerate() {
-            let value = &module.graph[v];
+        for (i, spec) in inputs.iter().enumerate() {
+            let name = &spec.name;
             let prefixed = format!("{PREFIX}{name}");
             let found = arrays.iter().position(|(n, _)| n == name || *n == prefixed);
             if let Some(at) = found {
                 let array = arrays.swap_remove(at).1;
                 let t = array
-                    .into_tensor(value.ty.dtype)
+                    .into_tensor(spec.dtype)
                     .map_err(|e| Error::Input(format!("input {i} \"{name}\": {e}")))?;
                 tensors.push(t);
             } else if let Some(seed) = self.random {
-                let shape = value
-                    .ty
-                    .shape
-                    .iter()
-                    .map(|d| d.eval_syms(&|s| Some(module.symbols.get(s).lo.max(1))).unwrap_or(1) as usize)
-                    .collect();
-                tensors.push(arrays::random(value.ty.dtype, shape, seed.wrapping_add(i as u64)));
+                tensors.push(arrays::random(spec.dtype, spec.least.clone(), seed.wrapping_add(i as u64)));
             } else {
+                let ty = spec.ty();
                 return Err(Error::Input(format!("input {i} \"{name}\" is missing: the model wants {ty}")));
             }
         }

@@ -1,7 +1,8 @@
 //! `kernelsmith inspect`
 
 use super::{ModelArgs, Outcome, output_error};
-use crate::driver::{self, Error, dim_text};
+use crate::compiled::{dim_text, inputs_of};
+use crate::driver::{self, Error};
 use clap::{Args, ValueEnum};
 use ir::host::{Lowered, LoweredKernel, Step};
 use ir::{Dim, Module};
@@ -167,8 +168,8 @@ impl<'a> Summary<'a> {
     fn text(&self) -> String {
         let m = &self.lowered.module;
         let mut s = String::new();
-        for (name, ty) in driver::describe_inputs(m) {
-            let _ = writeln!(s, "input   {name}: {ty}");
+        for input in inputs_of(m) {
+            let _ = writeln!(s, "input   {}: {}", input.name, input.ty());
         }
         for (name, &v) in m.output_names.iter().zip(&m.graph.outputs) {
             let ty = &m.graph[v].ty;

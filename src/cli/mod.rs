@@ -9,6 +9,8 @@ mod run;
 mod test_cases;
 mod verify;
 
+use crate::cache::{CacheOptions, DEFAULT_BYTES};
+use crate::compiled::Compiled;
 use crate::driver::{CompileOptions, Error, StateSpec};
 use clap::{Args, Parser, Subcommand};
 use ir::Math;
@@ -72,6 +74,28 @@ struct CompileArgs {
     /// rounded after each), bf16 (products of f32 tensors in bf16, sums in f32)
     #[arg(long, default_value = "default", value_parser = parse_math)]
     math: Math,
+}
+
+/// Where compiled models are kept.
+#[derive(Args, Clone)]
+struct CacheArgs {
+    /// Keep compiled models and kernels here, or `off` (default: $XDG_CACHE_HOME/kernelsmith)
+    #[arg(long, value_name = "DIR|off")]
+    cache: Option<PathBuf>,
+    /// Bound on the size of the cache: least recently used entries are removed
+    #[arg(long, value_name = "MB", default_value_t = DEFAULT_BYTES >> 20)]
+    cache_size: u64,
+}
+
+impl CacheArgs {
+    fn options(&self) -> Option<CacheOptions> {
+        let dir = match &self.cache {
+            Some(dir) if dir.as_os_str() == "off" => return None,
+            Some(dir) => dir.clone(),
+            None => CacheOptions::user()?.dir,
+        };
+        Some(CacheOptions { dir, max_bytes: self.cache_size.saturating_mul(1 << 20) })
+    }
 }
 
 impl CompileArgs {
@@ -161,6 +185,13 @@ pub fn main() -> ExitCode {
 /// An error of writing a report.
 fn output_error(e: impl std::fmt::Display) -> Error {
     Error::Usage(format!("writing the result: {e}"))
+}
+
+/// Waits for the cache; what it cannot keep is no error.
+fn warn_unsaved(compiled: &mut Compiled) {
+    if let Err(e) = compiled.saved() {
+        eprintln!("note: not kept in the cache: {e}");
+    }
 }
 
 /// A spinner on a terminal, nothing elsewhere.

@@ -1,7 +1,8 @@
 //! Time by kernel, beside what the machine could do at best; and the same as a trace.
 
 use crate::ceiling::Ceiling;
-use crate::driver::{CompileOptions, Compiled, Error};
+use crate::compiled::Compiled;
+use crate::driver::{CompileOptions, Error};
 use format::Place;
 use runtime::{Context, InputView};
 use std::collections::BTreeMap;

@@ -1,9 +1,10 @@
 //! `kernelsmith run`
 
 use super::inputs::InputArgs;
-use super::{ModelArgs, Outcome, output_error, progress};
+use super::{CacheArgs, ModelArgs, Outcome, output_error, progress, warn_unsaved};
 use crate::arrays::write_npy;
-use crate::driver::{self, Error, describe_inputs};
+use crate::compiled::inputs_of;
+use crate::driver::{self, CompileOptions, Error};
 use clap::Args;
 use ir::Tensor;
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ pub(super) struct RunArgs {
     model: ModelArgs,
     #[command(flatten)]
     inputs: InputArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Write output_<i>.npy here
     #[arg(long)]
     output_dir: Option<PathBuf>,
@@ -24,39 +27,45 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
-    let options = args.model.options();
+    let options = CompileOptions { cache: args.cache.options(), ..args.model.options() };
     let began = Instant::now();
     let given = args.inputs.read()?;
-    let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
-    if !args.inputs.given() && !module.graph.inputs.is_empty() {
-        println!("{} wants:", args.model.model.display());
-        for (name, ty) in describe_inputs(&module) {
-            println!("  --input {name}=FILE.npy    {ty}");
+    let path = &args.model.model;
+    let (names, outputs, compile_ms, run_ms, host_calls): (Vec<String>, Vec<Tensor>, f64, f64, u64);
+    if args.model.compile.interpreted() || !args.inputs.given() {
+        let module = driver::import_for(path, &options, &given.values())?.module;
+        if !args.inputs.given() && !module.graph.inputs.is_empty() {
+            println!("{} wants:", path.display());
+            for input in inputs_of(&module) {
+                println!("  --input {}=FILE.npy    {}", input.name, input.ty());
+            }
+            println!("or --inputs FILE.npz with these names, or --random SEED");
+            return Ok(Outcome::Good);
         }
-        println!("or --inputs FILE.npz with these names, or --random SEED");
-        return Ok(Outcome::Good);
     }
-    let inputs = given.tensors(&module)?;
-    let names = module.output_names.clone();
-
-    let (outputs, compile_ms, run_ms, host_calls): (Vec<Tensor>, f64, f64, u64);
     if args.model.compile.interpreted() {
+        let module = driver::import_for(path, &options, &given.values())?.module;
+        let inputs = given.tensors(&inputs_of(&module))?;
         compile_ms = ms(began);
         let began = Instant::now();
         outputs = interp::Interp::new(&module).run(&inputs)?;
         run_ms = ms(began);
         host_calls = 0;
+        names = module.output_names;
     } else {
         let bar = progress("compiling");
-        let compiled = driver::compile_module(module, &options)?;
+        let mut compiled = driver::compile_for(path, &options, &given.values())?;
         bar.finish_and_clear();
         compile_ms = ms(began);
+        let inputs = given.tensors(&compiled.inputs)?;
         let mut context = compiled.context();
         let inputs = compiled.begin(&mut context, inputs)?;
         let began = Instant::now();
         outputs = compiled.run(&mut context, &inputs)?;
         run_ms = ms(began);
         host_calls = context.host_calls().0;
+        names = compiled.outputs.iter().map(|o| o.name.clone()).collect();
+        warn_unsaved(&mut compiled);
     }
     if let Some(dir) = &args.output_dir {
         std::fs::create_dir_all(dir).map_err(output_error)?;

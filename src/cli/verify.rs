@@ -2,9 +2,11 @@
 
 use super::inputs::InputArgs;
 use super::{ModelArgs, Outcome, progress};
-use crate::driver::{self, Compiled, Error, views};
+use crate::compiled::{Compiled, inputs_of, views};
+use crate::driver::{self, Error};
 use clap::Args;
 use interp::{Comparison, Tolerance, compare};
+use ir::host::Lowered;
 use ir::{DType, Layout, Math, Module, Tensor, ValueId};
 use std::collections::HashMap;
 
@@ -29,11 +31,11 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let options = args.model.options();
     let given = if args.inputs.given() { args.inputs.read()? } else { InputArgs::with_seed(0).read()? };
     let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
-    let inputs = given.tensors(&module)?;
+    let inputs = given.tensors(&inputs_of(&module))?;
     let bar = progress("compiling");
-    let compiled = driver::compile_module(module.clone(), &options)?;
+    let (compiled, lowered) = driver::compile_lowered(module, &options)?;
     bar.set_message("running");
-    let (values, outputs) = observe(&compiled, &inputs)?;
+    let (values, outputs) = observe(&compiled, &lowered, &inputs)?;
     bar.set_message("interpreting");
     let tolerance = |dtype| match (options.math, dtype) {
         // one operand beside a rounding boundary moves a whole step of bf16, and all sums after it
@@ -41,7 +43,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
         _ => Tolerance::of_network(dtype),
     };
     // the canonical graph, value by value: what each kernel should have written
-    let canonical = &compiled.lowered.module;
+    let canonical = &lowered.module;
     let mut report = Report { compared: 0, rows: Vec::new() };
     let mut pending = values;
     let outputs_want =
@@ -61,14 +63,18 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
 }
 
 /// What the kernels wrote, by value of the canonical graph, and the outputs.
-fn observe(compiled: &Compiled, inputs: &[Tensor]) -> Result<(HashMap<ValueId, Tensor>, Vec<Tensor>), Error> {
+fn observe(
+    compiled: &Compiled,
+    lowered: &Lowered,
+    inputs: &[Tensor],
+) -> Result<(HashMap<ValueId, Tensor>, Vec<Tensor>), Error> {
     let mut values = HashMap::new();
     let mut context = compiled.context();
     let program = compiled.model.program();
     let mut observer = |e: &runtime::Event<'_>| {
         let Some(k) = e.kernel else { return };
         for (&b, &writes) in e.args.iter().zip(&program.kernels[k].writes) {
-            let buffer = &compiled.lowered.buffers[b];
+            let buffer = &lowered.buffers[b];
             let (Some(v), true) = (buffer.value, writes) else { continue };
             let shape: Option<Vec<usize>> = program.buffers[b]
                 .shape

@@ -153,6 +153,13 @@ class Bench(WithProgram):
         times = bench_models.contest(DIGITS / "digits.onnx", DIGITS / "samples.npz", args)
         self.assertIn("error", times["kernelsmith:cranelift"])
 
+    def test_starts(self):
+        args = SimpleNamespace(contestants=["kernelsmith:cranelift"], program=self.program, threads=1,
+                               timeout=30, rounds=1, flags="")
+        found = bench_models.starts(DIGITS / "digits.onnx", DIGITS / "samples.npz", args)
+        self.assertEqual(set(found), {"kernelsmith:cranelift first", "kernelsmith:cranelift second"})
+        self.assertGreater(found["kernelsmith:cranelift first"]["peak_mb"], 0)
+
     def test_ratios_are_against_the_fastest_peer(self):
         def times(ours, ort, openvino):
             found = {"kernelsmith:llvm": ours, "ort": ort, "openvino": openvino}
@@ -164,6 +171,8 @@ class Bench(WithProgram):
         self.assertAlmostEqual(found["dense"]["geometric_mean"], 1.0)
         self.assertEqual((found["dense"]["least_model"], found["dense"]["faster"]), ("unet", 1))
         self.assertNotIn("transformer", found)
+        svg = bench_models.plot(results, ["kernelsmith:llvm", "ort", "openvino"])
+        self.assertEqual((svg.count("<rect"), svg.count("</svg>")), (3, 1))
 
 
 class Compare(unittest.TestCase):

@@ -5,7 +5,7 @@
 
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::{DType, Module, Tensor};
-use kernelsmith::{CompileOptions, Compiled, arrays, codegen, compile_module, driver, import};
+use kernelsmith::{CompileOptions, Compiled, arrays, codegen, compile_module, compiled, import};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -127,7 +127,7 @@ fn gpt2_past_decodes_without_allocating() {
     compiled.run(&mut context, &inputs(&module, &sizes(40))).unwrap();
     let mut now = inputs(&module, &sizes(20));
     for step in 0..10i64 {
-        let views = driver::views(&now);
+        let views = compiled::views(&now);
         COUNT.with(|c| c.set(Some(0)));
         let result = context.run(&views);
         let n = COUNT.with(|c| c.replace(None));

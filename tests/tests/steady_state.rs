@@ -2,7 +2,7 @@
 
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::{DType, Module, Tensor};
-use kernelsmith::{CompileOptions, Compiled, StateSpec, codegen, compile_module, driver};
+use kernelsmith::{CompileOptions, Compiled, StateSpec, codegen, compile_module, compiled};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -88,7 +88,7 @@ fn decode_steps_allocate_nothing_and_compile_nothing() {
         compiled.run(&mut context, &[q.clone(), k.clone(), large]).unwrap();
         for step in 0..10 {
             let inputs = [q.clone(), k.clone(), cache];
-            let views = driver::views(&inputs);
+            let views = compiled::views(&inputs);
             let (n, result) = allocations(|| context.run(&views));
             result.unwrap();
             assert_eq!(n, 0, "{backend}: heap allocations in step {step}");
@@ -128,13 +128,13 @@ fn states_grow_in_place() {
         // from nothing, from 40 rows, and after going back to 3 of them
         for begin in [0usize, 40, 3] {
             let mut cache = random(begin, 7);
-            let view = driver::views(std::slice::from_ref(&cache))[0];
+            let view = compiled::views(std::slice::from_ref(&cache))[0];
             context.set_state(0, view).unwrap();
             let home = context.state(0).unwrap().data.as_ptr();
             for step in 0..8u64 {
                 let (q, k) = (random(1, step), random(1, 100 + step));
                 let given = [q.clone(), k.clone()];
-                let views = driver::views(&given);
+                let views = compiled::views(&given);
                 let (n, result) = allocations(|| context.run(&views));
                 result.unwrap();
                 assert!(n == 0 || begin == 0 && step == 0, "{backend}: heap allocations in step {step}");
@@ -152,12 +152,12 @@ fn states_grow_in_place() {
         assert_eq!(context.state(0).unwrap().len, 5);
         // no room for another row
         let full = random(64, 1);
-        context.set_state(0, driver::views(std::slice::from_ref(&full))[0]).unwrap();
+        context.set_state(0, compiled::views(std::slice::from_ref(&full))[0]).unwrap();
         let given = [random(1, 1), random(1, 2)];
-        let e = context.run(&driver::views(&given)).unwrap_err().to_string();
+        let e = context.run(&compiled::views(&given)).unwrap_err().to_string();
         assert!(e.contains("cache") && e.contains("capacity of 64"), "{e}");
         let long = random(65, 1);
-        assert!(context.set_state(0, driver::views(std::slice::from_ref(&long))[0]).is_err());
+        assert!(context.set_state(0, compiled::views(std::slice::from_ref(&long))[0]).is_err());
         assert_eq!(codegen::functions_compiled(), before, "{backend}");
     }
 }

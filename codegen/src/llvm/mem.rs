@@ -53,11 +53,11 @@ impl<'ctx> Emitter<'_, 'ctx> {
     pub fn load(&self, ty: Ty, addr: &Addr) -> Emit<Value<'ctx>> {
         let (base, dtype) = self.region(addr.mem)?;
         let element = self.build.stored(dtype)?;
-        let align = access_align(addr.align, dtype);
+        let align = self.read_align(addr.mem, addr.align, dtype);
         let at = self.address(base, element, addr)?;
         let bits = match (ty.cols, addr.col, addr.cols_valid) {
             (1, _, None) => self.load_at(element, at, align)?,
-            (1, _, Some(valid)) => self.load_if(self.nonzero(valid)?, element, at)?,
+            (1, _, Some(valid)) => self.load_if(self.nonzero(valid)?, element, at, align)?,
             (n, Stride::Const(1), None) => self.load_at(vector(element, n).into(), at, align)?,
             (n, Stride::Const(1), Some(valid)) => {
                 let full = vector(element, n).into();
@@ -81,6 +81,15 @@ impl<'ctx> Emitter<'_, 'ctx> {
         Ok(value)
     }
 
+    /// Bytes that a read is known to be aligned to: no more than its operand begins at.
+    fn read_align(&self, mem: Mem, align: u32, dtype: DType) -> u32 {
+        let base = match mem {
+            Mem::Buf(i) => self.func.bufs.get(i as usize).map_or(1, |b| 1 << b.align.max(1).trailing_zeros()),
+            Mem::Local(_) => MAX_ALIGN,
+        };
+        access_align(align, dtype).min(base)
+    }
+
     /// Whether a scalar access takes place.
     fn nonzero(&self, valid: Val) -> Emit<IntValue<'ctx>> {
         let b = &self.build;
@@ -94,12 +103,13 @@ impl<'ctx> Emitter<'_, 'ctx> {
         cond: IntValue<'ctx>,
         element: Type<'ctx>,
         at: PointerValue<'ctx>,
+        align: u32,
     ) -> Emit<Value<'ctx>> {
         let before = self.here()?;
         let (read, join) = (self.block("read"), self.block("join"));
         self.build.b.build_conditional_branch(cond, read, join)?;
         self.build.b.position_at_end(read);
-        let value = self.build.b.build_load(element, at, "")?;
+        let value = self.load_at(element, at, align)?;
         self.build.b.build_unconditional_branch(join)?;
         self.build.b.position_at_end(join);
         let phi = self.build.b.build_phi(element, "")?;
@@ -185,11 +195,12 @@ impl<'ctx> Emitter<'_, 'ctx> {
     pub fn gather(&self, ty: Ty, mem: Mem, index: Val, mask: Option<Val>) -> Emit<Value<'ctx>> {
         let (base, dtype) = self.region(mem)?;
         let element = self.build.stored(dtype)?;
+        let align = self.read_align(mem, 0, dtype);
         if let Value::IntValue(index) = self.val(index)? {
             let at = self.build.offset(element, base, index)?;
             let bits = match mask {
-                None => self.load_at(element, at, access_align(0, dtype))?,
-                Some(mask) => self.load_if(self.int(mask)?, element, at)?,
+                None => self.load_at(element, at, align)?,
+                Some(mask) => self.load_if(self.int(mask)?, element, at, align)?,
             };
             return self.widened(dtype, ty.dtype, bits);
         }
@@ -198,7 +209,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let zero = self.build.constant(full, Scalar::Float(0.0));
         let args = [at, self.mask(mask, ty.cols)?, zero];
         let call = self.build.call("llvm.masked.gather", &[full, at.get_type()], &args)?;
-        call.set_alignment_attribute(AttributeLoc::Param(0), access_align(0, dtype));
+        call.set_alignment_attribute(AttributeLoc::Param(0), align);
         let bits = call.try_as_basic_value().basic().ok_or_else(|| Fault::emitter("masked gather"))?;
         self.widened(dtype, ty.dtype, bits)
     }

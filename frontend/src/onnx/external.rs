@@ -56,6 +56,16 @@ impl ByteSource for FileSlice {
         // the constructor checked the range, and mappings do not shrink
         self.file.as_slice().get(self.range.clone()).unwrap_or(&[])
     }
+
+    fn release(&self) {
+        #[cfg(target_os = "linux")]
+        if let FileBytes::Mapped(map) = &*self.file {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: pages of a private mapping that was never written to: who reads them again reads the
+            // file again. A failure leaves them where they are.
+            let _ = unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
+        }
+    }
 }
 
 /// Why external data is refused.
@@ -88,6 +98,14 @@ impl DataFiles {
     /// `dir` is the directory of the model, `None` for a model from memory.
     pub fn new(dir: Option<PathBuf>, allow_hard_links: bool) -> DataFiles {
         DataFiles { dir, allow_hard_links, open: HashMap::new() }
+    }
+
+    /// Paths of the files opened so far, below the model's directory.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let dir = self.dir.clone().unwrap_or_default();
+        let mut paths: Vec<PathBuf> = self.open.keys().map(|k| dir.join(k)).collect();
+        paths.sort();
+        paths
     }
 
     /// The bytes `offset..offset + length` of the file `location`; to its end where `length` is `None`.

@@ -97,7 +97,10 @@ pub fn import<'m>(
         return Err(imp.problems);
     }
     match b.finish(&values) {
-        Ok(module) => Ok(Imported { module, inputs, outputs }),
+        Ok(module) => {
+            let data_files = imp.storage.data_files.paths();
+            Ok(Imported { module, inputs, outputs, data_files })
+        }
         Err(e) => Err(vec![Diagnostic::invalid(Code::Shape, e.to_string())]),
     }
 }

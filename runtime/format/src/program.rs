@@ -1,6 +1,7 @@
 //! The compiled program as data.
 
 use crate::size::SizeExpr;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Element type of a buffer, as stored.
@@ -12,8 +13,56 @@ pub struct Elem {
     pub bytes: usize,
 }
 
+/// Every element type that a program may store, with the bytes of an element.
+const ELEMS: [(&str, usize); 24] = [
+    ("f64", 8),
+    ("f32", 4),
+    ("f16", 2),
+    ("bf16", 2),
+    ("f8e4m3fn", 1),
+    ("f8e4m3fnuz", 1),
+    ("f8e5m2", 1),
+    ("f8e5m2fnuz", 1),
+    ("f8e8m0", 1),
+    ("f4e2m1", 1),
+    ("i64", 8),
+    ("i32", 4),
+    ("i16", 2),
+    ("i8", 1),
+    ("i4", 1),
+    ("i2", 1),
+    ("u64", 8),
+    ("u32", 4),
+    ("u16", 2),
+    ("u8", 1),
+    ("u4", 1),
+    ("u2", 1),
+    ("bool", 1),
+    ("string", 0),
+];
+
+impl Elem {
+    /// The element type of this name.
+    pub fn named(name: &str) -> Option<Elem> {
+        ELEMS.iter().find(|e| e.0 == name).map(|&(name, bytes)| Elem { name, bytes })
+    }
+}
+
+impl Serialize for Elem {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.name.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Elem {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Elem, D::Error> {
+        let name = String::deserialize(d)?;
+        Elem::named(&name).ok_or_else(|| serde::de::Error::custom("unknown element type"))
+    }
+}
+
 /// A size symbol: inclusive range, and what to plan for.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SymbolDef {
     pub name: String,
     pub lo: i64,
@@ -23,14 +72,14 @@ pub struct SymbolDef {
 }
 
 /// A node of the model that errors and profiles speak of.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct OriginDef {
     pub node: String,
     pub op_type: String,
     pub opset: i64,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct IoDef {
     pub name: String,
     pub elem: Elem,
@@ -41,6 +90,8 @@ pub struct IoDef {
 /// Read-only bytes shared by every context (a mapped file, a vector).
 pub trait Blob: Send + Sync {
     fn bytes(&self) -> &[u8];
+    /// Advice: nobody will read the bytes soon, so that memory which only caches them can be given back.
+    fn release(&self) {}
 }
 
 impl Blob for Vec<u8> {
@@ -50,7 +101,7 @@ impl Blob for Vec<u8> {
 }
 
 /// Where a buffer lives; see the fields of the same name in `ir::host::Place`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Place {
     Const(usize),
     Init,
@@ -64,7 +115,7 @@ pub enum Place {
     Alias(usize),
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct BufferDef {
     pub name: String,
     pub elem: Elem,
@@ -74,7 +125,7 @@ pub struct BufferDef {
 }
 
 /// Code of one kernel variant.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct VariantDef {
     /// Usable where every `0 <= a < b` holds.
     pub guards: Vec<(SizeExpr, SizeExpr)>,
@@ -88,7 +139,7 @@ pub struct VariantDef {
     pub scratch: SizeExpr,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct KernelDef {
     pub name: String,
     /// Which operands it writes.
@@ -98,13 +149,13 @@ pub struct KernelDef {
 }
 
 /// Host functions of the closed table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum HostFnDef {
     NonMaxSuppression { center_point_box: bool },
 }
 
 /// One step of the host schedule; the semantics are those of `ir::host::Step`.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Step {
     Layout {
         buffers: Vec<usize>,
@@ -142,7 +193,10 @@ pub enum Step {
     },
     If {
         cond: usize,
+        // bodies are serialised as a flat list, since a hostile nesting would overflow the stack
+        #[serde(skip)]
         then: Vec<Step>,
+        #[serde(skip)]
         otherwise: Vec<Step>,
     },
     Loop {
@@ -151,6 +205,7 @@ pub enum Step {
         iter: usize,
         cond_next: usize,
         count: u32,
+        #[serde(skip)]
         body: Vec<Step>,
         origin: usize,
     },
@@ -169,7 +224,7 @@ pub enum Step {
 }
 
 /// An input and an output that are one buffer, which a context keeps from run to run.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct StateDef {
     pub input: usize,
     pub output: usize,
@@ -182,7 +237,7 @@ pub struct StateDef {
 }
 
 /// Everything the runtime needs.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Program {
     pub symbols: Vec<SymbolDef>,
     pub origins: Vec<OriginDef>,
@@ -190,6 +245,8 @@ pub struct Program {
     pub outputs: Vec<IoDef>,
     pub states: Vec<StateDef>,
     pub buffers: Vec<BufferDef>,
+    /// Not part of the serialised form: artefacts hold them beside it.
+    #[serde(skip)]
     pub consts: Vec<Option<Arc<dyn Blob>>>,
     pub kernels: Vec<KernelDef>,
     /// Relocatable ELF objects.

@@ -1,7 +1,9 @@
 //! Sizes as straight-line postfix code over the program's symbols.
 
+use serde::{Deserialize, Serialize};
+
 /// One instruction of the stack machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SizeOp {
     Const(i64),
     /// Value of a symbol.
@@ -17,7 +19,7 @@ pub enum SizeOp {
 }
 
 /// A size expression; constants take no stack machine.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum SizeExpr {
     Const(i64),
     /// At most [`SizeExpr::MAX_DEPTH`] operands wait on the stack at any time.
