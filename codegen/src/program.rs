@@ -2,12 +2,12 @@
 
 use crate::{Backend, CodegenError, CompiledFunc, legalise};
 use format::{
-    Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, Place, Program, SizeExpr, SizeOp,
-    StateDef, Step, SymbolDef, VariantDef,
+    Blob, BufferDef, Elem, HostFnDef, IoDef, KernelDef, OriginDef, PixelsDef, Place, Program, SizeExpr,
+    SizeOp, StateDef, Step, SymbolDef, VariantDef,
 };
 use ir::host::{self, Lowered};
 use ir::loops::{Func, Stmt};
-use ir::prim::HostFn;
+use ir::prim::{HostFn, Pixels};
 use ir::tensor::ByteSource;
 use ir::{Atom, ConstSource, DType, Dim, Math, SymKind};
 use rayon::prelude::*;
@@ -378,6 +378,13 @@ fn steps(list: &[host::Step]) -> Result<Vec<Step>, CodegenError> {
                         HostFn::NonMaxSuppression { center_point_box } => {
                             HostFnDef::NonMaxSuppression { center_point_box: *center_point_box }
                         }
+                        HostFn::DecodeImage { pixels } => HostFnDef::DecodeImage {
+                            pixels: match pixels {
+                                Pixels::Rgb => PixelsDef::Rgb,
+                                Pixels::Bgr => PixelsDef::Bgr,
+                                Pixels::Grey => PixelsDef::Grey,
+                            },
+                        },
                     },
                     args: ids(args),
                     results: ids(results),

@@ -4,14 +4,15 @@
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Math {
     /// f32 stays f32; sums may be taken in another order, algorithms with a stated error bound are allowed
-    /// (Winograd), values of halves stay f32 inside of a fused kernel, and products of quantised tensors are
-    /// computed in integers.
+    /// (Winograd), and products of quantised tensors are computed in integers. f16 and bf16 are rounded after every
+    /// operation, as the primitives say, so that results do not depend on what is fused; sums of them are f32.
     #[default]
     Default,
     /// The operations that the model spells out, in the order of a careful reader: no Winograd, quantised models
-    /// in the real numbers that they are written in, f16 and bf16 rounded after every operation.
+    /// in the real numbers that they are written in.
     Strict,
-    /// As `Default`, with operands of contractions and convolutions of f32 rounded to bf16; sums stay f32.
+    /// As `Default`, with operands of contractions and convolutions of f32 rounded to bf16; sums stay f32, and so do
+    /// halves inside of a fused kernel.
     Bf16,
 }
 

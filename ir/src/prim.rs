@@ -360,12 +360,32 @@ pub enum HostFn {
     /// (boxes f32[B, N, 4], scores f32[B, C, N], max i64[], iou f32[], score f32[]) -> i64[sym, 3].
     /// Greedy suppression: each choice depends on all earlier ones, data-dependent output size.
     NonMaxSuppression { center_point_box: bool },
+    /// (u8[n] file) -> u8[height, width, 3, or 1 where `pixels` is grey]; defines height and width. JPEG, JPEG 2000,
+    /// PNG, BMP, TIFF, WebP, PNM. Entropy decoders are state machines over bits, not arithmetic on tensors. A file
+    /// that is none of these, or broken, is a run-time error.
+    DecodeImage { pixels: Pixels },
+}
+
+/// Order of the channels of a decoded image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Pixels {
+    Rgb,
+    Bgr,
+    /// Luma by ITU-R 601.
+    Grey,
+}
+
+impl Pixels {
+    pub fn channels(self) -> i64 {
+        if self == Pixels::Grey { 1 } else { 3 }
+    }
 }
 
 impl HostFn {
     pub fn name(&self) -> &'static str {
         match self {
             HostFn::NonMaxSuppression { .. } => "non_max_suppression",
+            HostFn::DecodeImage { .. } => "decode_image",
         }
     }
 }
@@ -533,6 +553,7 @@ names!(CmpOp { Eq "eq", Ne "ne", Lt "lt", Le "le", Gt "gt", Ge "ge" });
 names!(Monoid { Sum "sum", Prod "prod", Max "max", Min "min" });
 names!(Combine { Set "set", Add "add", Mul "mul", Min "min", Max "max" });
 names!(PadMode { Constant "constant", Edge "edge", Reflect "reflect", Wrap "wrap" });
+names!(Pixels { Rgb "rgb", Bgr "bgr", Grey "grey" });
 names!(ConvertMode { Plain "plain", Saturate "saturate" });
 
 impl Monoid {

@@ -21,6 +21,8 @@ pub enum RunError {
     Index { value: i64, limit: i64, origin: Option<OriginDef> },
     #[error("assertion failed: {message}{}", at(.origin))]
     Assert { message: String, origin: Option<OriginDef> },
+    #[error("{function}: {message}{}", at(.origin))]
+    Host { function: &'static str, message: String, origin: Option<OriginDef> },
     #[error("size computation failed ({kind:?}) for {what}")]
     Size { what: String, kind: SizeError },
     #[error("limit exceeded: {what} needs {needed} bytes, limit {limit}")]

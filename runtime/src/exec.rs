@@ -348,7 +348,7 @@ impl<'m> Executor<'m> {
             Step::Append { from, to, index } => self.append(*from, *to, *index)?,
             Step::Host { func, args, results, defines, origin } => {
                 let began = Instant::now();
-                let out = host_fns::call(*func, &HostArgs { ex: self, args })?;
+                let out = host_fns::call(*func, &HostArgs { ex: self, args, origin: *origin })?;
                 for (&sym, value) in defines.iter().zip(&out.sizes) {
                     self.set_sym(sym, *value, Some(*origin))?;
                 }
@@ -627,12 +627,21 @@ unsafe impl Sync for Shared {}
 pub(crate) struct HostArgs<'a, 'm> {
     ex: &'a Executor<'m>,
     args: &'a [usize],
+    origin: usize,
 }
 
 impl HostArgs<'_, '_> {
     /// Bytes of operand `i`.
     pub(crate) fn bytes(&self, i: usize) -> &[u8] {
         self.args.get(i).map_or(&[], |&b| self.ex.bytes(b))
+    }
+    /// Bytes that a result may have.
+    pub(crate) fn limit(&self) -> u64 {
+        self.ex.model.limits.arena_bytes
+    }
+    /// The failure of `function` on these operands.
+    pub(crate) fn fault(&self, function: &'static str, message: impl ToString) -> RunError {
+        RunError::Host { function, message: message.to_string(), origin: self.ex.origin(self.origin) }
     }
     /// Extents of operand `i`.
     pub(crate) fn shape(&self, i: usize) -> Result<Vec<usize>> {

@@ -14,11 +14,12 @@ fn root() -> PathBuf {
 const ALLOWED: &[(&str, &[&str])] = &[
     ("kernelsmith-ir", &[]),
     ("kernelsmith-format", &[]),
-    ("kernelsmith-interp", &["kernelsmith-ir"]),
+    ("kernelsmith-images", &[]),
+    ("kernelsmith-interp", &["kernelsmith-ir", "kernelsmith-images"]),
     ("kernelsmith-frontend", &["kernelsmith-ir"]),
     ("kernelsmith-passes", &["kernelsmith-ir", "kernelsmith-interp"]),
     ("kernelsmith-codegen", &["kernelsmith-ir", "kernelsmith-format"]),
-    ("kernelsmith-runtime", &["kernelsmith-format"]),
+    ("kernelsmith-runtime", &["kernelsmith-format", "kernelsmith-images"]),
 ];
 
 #[test]

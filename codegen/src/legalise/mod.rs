@@ -73,13 +73,14 @@ use ir::target::TargetDesc;
 /// What the compile request wants of arithmetic.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
-    /// Rounds f16 and bf16 values after every operation; else they stay f32 until stored or converted.
+    /// Rounds f16 and bf16 values after every operation, as the primitives are defined: results do not depend on what
+    /// was fused. Else they stay f32 until stored or converted.
     pub strict_halves: bool,
 }
 
 impl From<Math> for Options {
     fn from(math: Math) -> Options {
-        Options { strict_halves: math == Math::Strict }
+        Options { strict_halves: math != Math::Bf16 }
     }
 }
 

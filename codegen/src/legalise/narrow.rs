@@ -42,8 +42,62 @@ pub fn normalise(b: &mut LoopBuilder, dtype: DType, v: Val) -> Val {
 
 /// An f32 register rounded to a value of the format.
 pub fn round(b: &mut LoopBuilder, f: Format, v: Val, saturate: bool) -> Val {
+    if f.inf && !saturate {
+        return if f.bias == 127 { round_short(b, f, v) } else { round_in_place(b, f, v) };
+    }
     let bits = encode(b, f, v, saturate);
     decode(b, f, bits)
+}
+
+/// [`round`] to a format with the exponents of f32 (bf16): the carry of the mantissa does it all.
+fn round_short(b: &mut LoopBuilder, f: Format, v: Val) -> Val {
+    let ty = b.ty(v).with(DType::U32);
+    let dropped = 23 - f.man_bits;
+    let bits = b.bitcast(DType::U32, v);
+    let (n, one) = (b.int(ty, dropped.into()), b.int(ty, 1));
+    let last = b.binary(BinaryOp::Shr, bits, n);
+    let odd = b.and(last, one);
+    let half = b.int(ty, (1 << (dropped - 1)) - 1);
+    let up = b.add(bits, half);
+    let up = b.add(up, odd);
+    let mask = b.int(ty, i128::from(u32::MAX << dropped));
+    let kept = b.and(up, mask);
+    let y = b.bitcast(DType::F32, kept);
+    let nan = b.cmp(CmpOp::Ne, v, v);
+    b.select(nan, v, y)
+}
+
+/// [`round`] to a format with fewer exponents than f32 and with infinities (f16): adding and taking away
+/// `1.5 * 2^(e + dropped)` leaves the digits of the format, `e` being the exponent of the value and not below that
+/// of the least normal one (below it all have one quantum).
+fn round_in_place(b: &mut LoopBuilder, f: Format, v: Val) -> Val {
+    let (ty, ints) = (b.ty(v), b.ty(v).with(DType::I32));
+    let dropped = 23 - f.man_bits;
+    let int = |b: &mut LoopBuilder, x: u32| b.int(ints, x.into());
+    let bits = b.bitcast(DType::I32, v);
+    let exponent = int(b, 0x7f80_0000);
+    let e = b.and(bits, exponent);
+    let least = int(b, ((128 - f.bias) as u32) << 23);
+    // from here on everything is infinite
+    let beyond = int(b, ((128 + f.bias) as u32) << 23);
+    let e = b.max(e, least);
+    let e = b.min(e, beyond);
+    let shift = int(b, (dropped << 23) + (1 << 22));
+    let magic = b.add(e, shift);
+    let magic = b.bitcast(DType::F32, magic);
+    let sum = b.add(v, magic);
+    let y = b.sub(sum, magic);
+    let a = b.unary(UnaryOp::Abs, y);
+    let (max, infinity) = (b.float(ty, f.decode(f.max)), b.float(ty, f64::INFINITY));
+    let over = b.cmp(CmpOp::Gt, a, max);
+    let infinite = b.mul(y, infinity);
+    let y = b.select(over, infinite, y);
+    // what became zero keeps its sign
+    let top = b.int(ints, i128::from(i32::MIN));
+    let sign = b.and(bits, top);
+    let y = b.bitcast(DType::I32, y);
+    let y = b.or(y, sign);
+    b.bitcast(DType::F32, y)
 }
 
 /// Smallest normal number and distance of denormals.

@@ -287,6 +287,38 @@ fn halves_round_after_every_step_when_strict() {
     }
 }
 
+/// Numbers around every place where rounding changes: normal and denormal results, ties, overflow, zeros of both
+/// signs, what is no number.
+#[test]
+fn halves_round_as_a_conversion_does() {
+    for dtype in [DType::F16, DType::BF16, DType::F8E5M2] {
+        let mut xs =
+            vec![0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65504.0, 65519.99, 65520.0, 3e38];
+        for e in -30..20 {
+            for k in [4096, 4097, 4098, 4099, 4100, 4101, 4102, 4103, 4104, 6143, 6145, 8191] {
+                xs.extend([-1.0, 1.0].map(|s| s * f64::from(k) / 4096.0 * 2f64.powi(e)));
+            }
+        }
+        xs.resize(xs.len().next_multiple_of(32), 1.0);
+        let n = xs.len() as i64;
+        let mut b = LoopBuilder::new("f");
+        let (x, y) = (b.buf("x", DType::F32, false, 64), b.buf("y", DType::F32, true, 64));
+        let count = b.index(n / 32);
+        b.parallel(Level::Thread, count, |b, p| {
+            let c = b.index(32);
+            let at = b.mul(p, c);
+            let (ax, ay) = (b.addr(x, at, 0), b.addr(y, at, 0));
+            let v = b.load(ax, 1, 32);
+            let v = b.convert(dtype, ConvertMode::Plain, v);
+            let w = b.convert(DType::F32, ConvertMode::Plain, v);
+            b.store(ay, w);
+        });
+        let f = b.finish(Launch::default());
+        let data = bytes(DType::F32, xs.iter().map(|&x| Scalar::Float(x)));
+        check_with(&f, &[data.clone(), data], dtype.name(), Options { strict_halves: true });
+    }
+}
+
 /// Rectangles with strides, partial columns, broadcasts and reductions.
 #[test]
 fn tiles_of_odd_sizes() {

@@ -101,6 +101,9 @@ impl<'a> Cx<'a> {
         self.flops.set(used);
         Ok(())
     }
+    pub(crate) fn budget(&self) -> Budget {
+        self.budget
+    }
     /// Number of elements of a result, where the budget has room for that many of `size` bytes each.
     pub(crate) fn room(&self, shape: &[usize], size: usize) -> Result<usize, OpError> {
         let allowed = self.budget.max_bytes;

@@ -20,6 +20,9 @@ pub enum OpError {
     /// The message of an `assert` whose condition was false.
     #[error("assertion failed: {0}")]
     Assert(String),
+    /// A host function that failed on what it was given.
+    #[error("{0}")]
+    Host(String),
     /// More memory, work or nesting than the [`crate::Budget`] allows.
     #[error("limit exceeded: {what} {needed}, allowed {allowed}")]
     Limit { what: &'static str, needed: u128, allowed: u128 },

@@ -4,7 +4,7 @@ use crate::context::Cx;
 use crate::error::OpError;
 use crate::number::Number;
 use crate::view::View;
-use ir::prim::HostFn;
+use ir::prim::{HostFn, Pixels};
 use ir::{DType, Tensor};
 
 type Result<T> = std::result::Result<T, OpError>;
@@ -22,6 +22,23 @@ pub(crate) fn call(cx: &Cx, func: &HostFn, xs: &[View]) -> Result<Vec<Tensor>> {
                 center: *center_point_box,
             };
             Ok(vec![non_max_suppression(cx, boxes, scores, limits)?])
+        }
+        HostFn::DecodeImage { pixels } => {
+            let &[file] = xs else { return Err(OpError::mismatch("operands", 1, xs.len())) };
+            if file.dtype != DType::U8 || file.shape.len() != 1 {
+                return Err(OpError::mismatch("an encoded image", "u8[n]", file.describe()));
+            }
+            let order = match pixels {
+                Pixels::Rgb => images::Pixels::Rgb,
+                Pixels::Bgr => images::Pixels::Bgr,
+                Pixels::Grey => images::Pixels::Grey,
+            };
+            cx.spend(file.elems())?;
+            let image = images::decode(file.bytes, order, cx.budget().max_bytes)
+                .map_err(|e| OpError::Host(e.to_string()))?;
+            cx.room(&[image.data.len()], 1)?;
+            let shape = vec![image.height, image.width, pixels.channels() as usize];
+            Ok(vec![Tensor::new(DType::U8, shape, image.data)])
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::dims;
 use ir::graph::OriginId;
-use ir::prim::{BinaryOp, CmpOp, Combine, ConvertMode, HostFn, Monoid, PadMode, UnaryOp, WindowDim};
+use ir::prim::{BinaryOp, CmpOp, Combine, ConvertMode, HostFn, Monoid, PadMode, Pixels, UnaryOp, WindowDim};
 use ir::{DType, Dim, Module, Prim, Sym, SymKind, Tensor};
 use kernelsmith_interp::{Budget, eval_op};
 
@@ -118,6 +118,9 @@ impl Rng {
             28 => Prim::Sort { axis, descending: self.flag() },
             29 => Prim::TopK { axis, k: self.int().into(), largest: self.flag() },
             _ if self.flag() => Prim::Compact { sym: Sym(0) },
+            _ if self.flag() => {
+                Prim::Host { func: HostFn::DecodeImage { pixels: Pixels::Grey }, defines: vec![] }
+            }
             _ => Prim::Host {
                 func: HostFn::NonMaxSuppression { center_point_box: self.flag() },
                 defines: vec![],

@@ -222,6 +222,14 @@ impl Cx<'_> {
                 let shape = vec![Dim::from(defines[0]), Dim::from(3)];
                 Ok(vec![TensorType::new(DType::I64, shape)])
             }
+            HostFn::DecodeImage { pixels } => {
+                self.arity(1)?;
+                self.dtype_is(0, DType::U8)?;
+                self.expect_len("shape of the file", self.operands[0].rank(), 1)?;
+                self.expect_len("defines", defines.len(), 2)?;
+                let shape = vec![defines[0].into(), defines[1].into(), Dim::from(pixels.channels())];
+                Ok(vec![TensorType::new(DType::U8, shape)])
+            }
         }
     }
 }

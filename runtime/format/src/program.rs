@@ -152,6 +152,15 @@ pub struct KernelDef {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum HostFnDef {
     NonMaxSuppression { center_point_box: bool },
+    DecodeImage { pixels: PixelsDef },
+}
+
+/// Order of the channels of a decoded image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PixelsDef {
+    Rgb,
+    Bgr,
+    Grey,
 }
 
 /// One step of the host schedule; the semantics are those of `ir::host::Step`.

@@ -4,7 +4,7 @@ mod nms;
 
 use crate::error::Result;
 use crate::exec::HostArgs;
-use format::HostFnDef;
+use format::{HostFnDef, PixelsDef};
 
 /// Sizes that a host function defines, and the bytes of its results.
 pub(crate) struct HostResults {
@@ -43,6 +43,19 @@ pub(crate) fn call(func: HostFnDef, args: &HostArgs<'_, '_>) -> Result<HostResul
             }
             let bytes = selected.iter().flatten().flat_map(|i| i.to_le_bytes()).collect();
             Ok(HostResults { sizes: vec![selected.len() as i64], results: vec![bytes] })
+        }
+        HostFnDef::DecodeImage { pixels } => {
+            let pixels = match pixels {
+                PixelsDef::Rgb => images::Pixels::Rgb,
+                PixelsDef::Bgr => images::Pixels::Bgr,
+                PixelsDef::Grey => images::Pixels::Grey,
+            };
+            let image = images::decode(args.bytes(0), pixels, args.limit())
+                .map_err(|e| args.fault("decoding an image", e))?;
+            Ok(HostResults {
+                sizes: vec![image.height as i64, image.width as i64],
+                results: vec![image.data],
+            })
         }
     }
 }

@@ -30,7 +30,7 @@ pub static OPS: &[Op] = &[
     op("Cos", 7, |cx| unary(cx, UnaryOp::Cos)),
     op("Cosh", 9, |cx| unary(cx, UnaryOp::Cosh)),
     op("Div", 1, |cx| binary(cx, BinaryOp::Div)),
-    op("Equal", 1, |cx| compare(cx, CmpOp::Eq)),
+    op("Equal", 1, equal),
     op("Erf", 9, |cx| unary(cx, UnaryOp::Erf)),
     op("Exp", 1, |cx| unary(cx, UnaryOp::Exp)),
     op("Floor", 1, |cx| unary(cx, UnaryOp::Floor)),
@@ -93,6 +93,10 @@ fn operands(cx: &mut NodeCx) -> Result<(V, V), OpError> {
 fn binary(cx: &mut NodeCx, f: BinaryOp) -> OpResult {
     let (a, b) = operands(cx)?;
     Ok(cx.b.binary(f, a, b)?.into())
+}
+
+fn equal(cx: &mut NodeCx) -> OpResult {
+    if cx.dtype(cx.input(0)?) == DType::String { super::strings::equal(cx) } else { compare(cx, CmpOp::Eq) }
 }
 
 fn compare(cx: &mut NodeCx, f: CmpOp) -> OpResult {

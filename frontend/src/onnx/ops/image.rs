@@ -5,7 +5,7 @@ use super::{Op, conv, op};
 use crate::diag::Code;
 use crate::onnx::cx::{NodeCx, OpError, OpResult};
 use ir::build::{Builder, V};
-use ir::prim::{HostFn, Monoid};
+use ir::prim::{HostFn, Monoid, Pixels};
 use ir::{DType, Dim, Result};
 
 pub static OPS: &[Op] = &[
@@ -13,6 +13,7 @@ pub static OPS: &[Op] = &[
     op("Col2Im", 18, col2im),
     op("DeformConv", 19, deform_conv),
     op("GridSample", 16, grid_sample),
+    op("ImageDecoder", 20, image_decoder),
     op("NonMaxSuppression", 10, non_max_suppression),
     op("RoiAlign", 10, roi_align),
 ];
@@ -618,4 +619,19 @@ fn non_max_suppression(cx: &mut NodeCx) -> OpResult {
     let func = HostFn::NonMaxSuppression { center_point_box };
     let out = b.host(func, &[boxes, scores, max, iou, score], &[(0, all)])?;
     Ok(out.into())
+}
+
+/// Pixels [H, W, C] of the file that the bytes are.
+fn image_decoder(cx: &mut NodeCx) -> OpResult {
+    let file = cx.input(0)?;
+    cx.check_rank("the encoded image", file, 1)?;
+    let pixels = match cx.string("pixel_format", "RGB")? {
+        "RGB" => Pixels::Rgb,
+        "BGR" => Pixels::Bgr,
+        "Grayscale" => Pixels::Grey,
+        other => return Err(OpError::invalid(Code::Attribute, format!("pixel_format {other:?}"))),
+    };
+    // the side of an image in every format that is read
+    const SIDE: i64 = 1 << 20;
+    Ok(cx.b.host(HostFn::DecodeImage { pixels }, &[file], &[(0, SIDE), (0, SIDE)])?.into())
 }

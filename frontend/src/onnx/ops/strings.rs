@@ -9,9 +9,11 @@ use crate::onnx::cx::{NodeCx, OpError, OpResult};
 use ir::build::V;
 use ir::tensor::Tensor;
 use ir::{DType, Dim};
+use regex::RegexBuilder;
 use std::collections::{HashMap, HashSet};
 
 pub static OPS: &[Op] = &[
+    op("RegexFullMatch", 20, full_match),
     op("StringConcat", 20, concat),
     op("StringNormalizer", 10, normalize),
     op("StringSplit", 20, split),
@@ -29,6 +31,30 @@ fn text(cx: &NodeCx, v: V) -> Result<(Vec<usize>, Vec<String>), OpError> {
 }
 
 fn concat(cx: &mut NodeCx) -> OpResult {
+    let (shape, out) = pairs(cx, |a, b| format!("{a}{b}"))?;
+    Ok(string_constant(cx.b, shape, out)?.into())
+}
+
+/// Equal of text.
+pub fn equal(cx: &mut NodeCx) -> OpResult {
+    let (shape, out) = pairs(cx, |a, b| u8::from(a == b))?;
+    Ok(cx.b.constant(Tensor::new(DType::Bool, shape, out))?.into())
+}
+
+/// Which elements the pattern matches from their first to their last character.
+fn full_match(cx: &mut NodeCx) -> OpResult {
+    let (shape, words) = text(cx, cx.input(0)?)?;
+    let pattern = cx.string("pattern", "")?;
+    let regex = RegexBuilder::new(&format!("^(?:{pattern})$"))
+        .size_limit(1 << 20)
+        .build()
+        .map_err(|e| OpError::invalid(Code::Attribute, format!("pattern {pattern:?}: {e}")))?;
+    let out = words.iter().map(|w| u8::from(regex.is_match(w))).collect();
+    Ok(cx.b.constant(Tensor::new(DType::Bool, shape, out))?.into())
+}
+
+/// `f` of the elements of two constant text tensors, with numpy's broadcasting: shape and results.
+fn pairs<T>(cx: &NodeCx, f: impl Fn(&str, &str) -> T) -> Result<(Vec<usize>, Vec<T>), OpError> {
     let ((sa, a), (sb, b)) = (text(cx, cx.input(0)?)?, text(cx, cx.input(1)?)?);
     let rank = sa.len().max(sb.len());
     let extent = |s: &[usize], d: usize| (d + s.len()).checked_sub(rank).map_or(1, |i| s[i]);
@@ -54,8 +80,8 @@ fn concat(cx: &mut NodeCx) -> OpResult {
         }
         at
     };
-    let out = (0..count).map(|i| format!("{}{}", a[place(&sa, i)], b[place(&sb, i)])).collect();
-    Ok(string_constant(cx.b, shape, out)?.into())
+    let out = (0..count).map(|i| f(&a[place(&sa, i)], &b[place(&sb, i)])).collect();
+    Ok((shape, out))
 }
 
 /// (parts, padded with empty ones to equal numbers; numbers of parts).

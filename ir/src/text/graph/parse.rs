@@ -4,7 +4,8 @@ use crate::dim::SymInfo;
 use crate::dtype::Scalar;
 use crate::graph::{Graph, Module, Origin, OriginId, TensorType, ValueId};
 use crate::prim::{
-    Attr, BinaryOp, CmpOp, Combine, ConvertMode, HostFn, Monoid, PadMode, Prim, Region, UnaryOp, WindowDim,
+    Attr, BinaryOp, CmpOp, Combine, ConvertMode, HostFn, Monoid, PadMode, Pixels, Prim, Region, UnaryOp,
+    WindowDim,
 };
 use crate::tensor::checked_elems;
 use crate::text::lex::{Cursor, Kind};
@@ -324,6 +325,7 @@ impl<'a> Parser<'a> {
                     "non_max_suppression" => {
                         HostFn::NonMaxSuppression { center_point_box: self.flag("center_point_box")? }
                     }
+                    "decode_image" => HostFn::DecodeImage { pixels: self.word_at("pixels", Pixels::parse)? },
                     other => return Err(at.error(format!("unknown host function `{other}`"))),
                 };
                 let defines = self.syms_at("defines")?;

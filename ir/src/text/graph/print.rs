@@ -329,6 +329,7 @@ impl<'a> Printer<'a> {
                     HostFn::NonMaxSuppression { center_point_box } => {
                         put("center_point_box", center_point_box);
                     }
+                    HostFn::DecodeImage { pixels } => put("pixels", &pixels.name()),
                 }
                 put("defines", &self.syms(defines));
             }

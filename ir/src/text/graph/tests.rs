@@ -3,7 +3,7 @@
 use super::{parse, print};
 use crate::build::{Builder, LoopStep};
 use crate::graph::Origin;
-use crate::prim::{Attr, Combine, HostFn, Monoid, PadMode, WindowDim};
+use crate::prim::{Attr, Combine, HostFn, Monoid, PadMode, Pixels, WindowDim};
 use crate::verify::graph::verify;
 use crate::{ConstData, ConstSource, DType, Dim, IrError, Tensor};
 
@@ -98,7 +98,11 @@ fn everything() {
     let (k, s) = (b.scalar_i64(3).unwrap(), b.scalar(DType::F32, 0.5).unwrap());
     let nms = HostFn::NonMaxSuppression { center_point_box: true };
     let nms = b.host(nms, &[boxes, scores, k, s, s], &[(0, 1000)]).unwrap()[0];
-    let outs = [y, z, shifted, hits, top, at, q, strings, bits, picked, either, grown[0], grown[1], nms];
+    let file = b.input("file", DType::U8, vec![Dim::from(99)]);
+    let image = HostFn::DecodeImage { pixels: Pixels::Bgr };
+    let image = b.host(image, &[file], &[(0, 99), (0, 99)]).unwrap()[0];
+    let outs =
+        [y, z, shifted, hits, top, at, q, strings, bits, picked, either, grown[0], grown[1], nms, image];
     let outs: Vec<_> = outs.iter().enumerate().map(|(i, &v)| (format!("out {i}"), v)).collect();
     round_trip(&b.finish(&outs).unwrap());
 }
