@@ -156,7 +156,7 @@ pub enum HostFnDef {
 }
 
 /// Order of the channels of a decoded image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PixelsDef {
     Rgb,
     Bgr,
