@@ -52,6 +52,47 @@ pub struct Guard {
     pub bound: Dim,
 }
 
+/// How the words (i32) that a dot product takes are made up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Dot {
+    /// Four unsigned bytes times four signed bytes, exactly: i32.
+    Bytes,
+    /// Two bf16 times two bf16: f32, the part in the low half first.
+    Bf16,
+}
+
+impl Dot {
+    pub const ALL: [Dot; 2] = [Dot::Bytes, Dot::Bf16];
+
+    /// Type of the sum.
+    pub fn dtype(self) -> DType {
+        match self {
+            Dot::Bytes => DType::I32,
+            Dot::Bf16 => DType::F32,
+        }
+    }
+    /// Parts of a word.
+    pub fn parts(self) -> usize {
+        match self {
+            Dot::Bytes => 4,
+            Dot::Bf16 => 2,
+        }
+    }
+    pub fn name(self) -> &'static str {
+        match self {
+            Dot::Bytes => "dot_bytes",
+            Dot::Bf16 => "dot_bf16",
+        }
+    }
+    /// The tile instruction of loop IR that adds it to an accumulator.
+    pub fn tile_op(self) -> &'static str {
+        match self {
+            Dot::Bytes => "vpdpbusd",
+            Dot::Bf16 => "vdpbf16ps",
+        }
+    }
+}
+
 /// A scalar expression; evaluated at one point of the enclosing axes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Expr {
@@ -73,6 +114,8 @@ pub enum Expr {
     Inside(Vec<Guard>),
     Convert(DType, ConvertMode, ExprId),
     Bitcast(DType, ExprId),
+    /// Sum of the products of the parts of two words: what one lane of a dot-product instruction adds.
+    Dot(Dot, ExprId, ExprId),
     /// Result `part` of the reduction (or carry) that defines this name in an enclosing statement list.
     Local(u32),
     /// Gives the integer value of `value` the name `var` for use in index expressions of `body`.

@@ -386,6 +386,7 @@ pub fn dtypes(k: &Kernel) -> Vec<DType> {
             Expr::Read { buf, .. } => k.buffers[buf.0 as usize].dtype,
             Expr::Unary(_, x) | Expr::Binary(_, x, _) | Expr::Select(_, x, _) => of(x),
             Expr::Cmp(..) | Expr::Inside(_) => DType::Bool,
+            Expr::Dot(dot, ..) => dot.dtype(),
             Expr::Local(l) => locals[*l as usize],
             Expr::Bind { body, .. } => of(body),
         });
@@ -610,6 +611,7 @@ impl Run<'_, '_> {
                 self.tensor_op(Prim::Convert { to: *to, mode: *mode }, &[(from, x)], *to)?
             }
             Expr::Bitcast(_, x) => self.expr(*x)?,
+            Expr::Dot(..) => return fault("dot products of words exist behind scheduling only"),
             Expr::Local(l) => self.locals[*l as usize],
             Expr::Bind { var, value, bound, body } => {
                 let x = self.bound_index(*value, bound)?;

@@ -349,7 +349,7 @@ pub fn children(e: &Expr) -> Vec<ExprId> {
     match *e {
         Expr::Const(..) | Expr::Index(_) | Expr::Read { .. } | Expr::Inside(_) | Expr::Local(_) => Vec::new(),
         Expr::Unary(_, x) | Expr::Convert(_, _, x) | Expr::Bitcast(_, x) => vec![x],
-        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) => vec![x, y],
+        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) | Expr::Dot(_, x, y) => vec![x, y],
         Expr::Select(c, x, y) => vec![c, x, y],
         Expr::Bind { value, body, .. } => vec![value, body],
     }

@@ -8,7 +8,8 @@
 
 use crate::facts::{Class, class};
 use crate::pull::Home;
-use ir::{Graph, Layout, Prim, ValueId};
+use ir::layout::Frag;
+use ir::{DType, Graph, Layout, Prim, TensorType, ValueId};
 use petgraph::unionfind::UnionFind;
 use std::collections::HashMap;
 
@@ -25,7 +26,9 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
                 seeds.push(result);
                 // the engine reads its row operand one element at a time: the copy that adds the padding
                 // of a picture of a few colours need not gather them
-                seeds.extend(op.operands.first().filter(|x| !is_picture(&graph[**x].ty.shape)));
+                // (bytes are gathered all the same, into words)
+                let colours = |x: &ValueId| is_picture(&graph[*x].ty.shape) && !is_bytes(&graph[*x].ty);
+                seeds.extend(op.operands.first().filter(|x| !colours(x)));
             }
             // windows over all but batch and channels
             Prim::WindowReduce { window, .. } if window.len() + 2 == rank(result) => {
@@ -58,7 +61,7 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
                 && !home
                 && !matches!(class(&op.prim), Class::Const | Class::Host)
             {
-                layouts.insert(v, channels_last(rank));
+                layouts.insert(v, activation(&graph[v].ty));
             }
         }
     }
@@ -68,6 +71,24 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
 /// Too few channels for a vector.
 fn is_picture(shape: &[ir::Dim]) -> bool {
     shape.get(1).and_then(ir::Dim::as_const).is_some_and(|c| c <= 4)
+}
+
+fn is_bytes(ty: &TensorType) -> bool {
+    matches!(ty.dtype, DType::U8 | DType::I8)
+}
+
+/// Channels last; two or three channels of bytes are padded to a word, which dot products take whole.
+fn activation(ty: &TensorType) -> Layout {
+    let mut layout = channels_last(ty.rank());
+    let few = ty.shape[1].as_const().is_some_and(|c| (2..4).contains(&c));
+    if few
+        && is_bytes(ty)
+        && let Some(last) = layout.frags.last_mut()
+    {
+        last.div = 4;
+        layout.frags.push(Frag { dim: 1, div: 1, len: Some(4) });
+    }
+    layout
 }
 
 /// `[0, 2, .., rank - 1, 1]`.

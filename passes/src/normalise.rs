@@ -173,6 +173,7 @@ pub fn rewrite(
             Expr::Inside(guards) => Expr::Inside(map_guards(guards)),
             Expr::Convert(to, mode, x) => Expr::Convert(*to, *mode, at(x)),
             Expr::Bitcast(to, x) => Expr::Bitcast(*to, at(x)),
+            Expr::Dot(dot, x, y) => Expr::Dot(*dot, at(x), at(y)),
             Expr::Bind { var, value, bound, body } => {
                 Expr::Bind { var: *var, value: at(value), bound: map_dim(bound), body: at(body) }
             }

@@ -68,6 +68,15 @@ pub const PASSES: &[Pass] = &[
         run: |s, _| on_graph(s, graph::assign_hints),
     },
     Pass {
+        name: "integer-products",
+        stage: Stage::Canonical,
+        reason: "products of quantised tensors on bytes; before inlining, which takes the names away",
+        run: |s, cx| {
+            let whole = cx.options.math.reassociates();
+            on_graph(s, |m| if whole { graph::integer_products(m) } else { Ok(()) })
+        },
+    },
+    Pass {
         name: "inline-composites",
         stage: Stage::Canonical,
         reason: "names of composites are hints; every later pass sees primitives only",
@@ -102,6 +111,15 @@ pub const PASSES: &[Pass] = &[
         stage: Stage::Canonical,
         reason: "appends in place of concatenations; after inlining, which brings these to the main graph",
         run: |s, cx| on_graph(s, |m| graph::bind_states(m, &cx.options.states)),
+    },
+    Pass {
+        name: "bf16-products",
+        stage: Stage::Canonical,
+        reason: "operands that products may round; before pads, which then copy halves",
+        run: |s, cx| {
+            let bf16 = cx.options.math == ir::Math::Bf16;
+            on_graph(s, |m| if bf16 { graph::bf16_products(m) } else { Ok(()) })
+        },
     },
     Pass {
         name: "separate-pads",

@@ -332,7 +332,7 @@ fn is_reused(kernel: &Kernel, axes: &[Var]) -> bool {
 }
 
 /// Copies an expression into another kernel; `replace` stands for one sub-expression.
-fn copy(
+pub(crate) fn copy(
     from: &Kernel,
     to: &mut Kernel,
     e: ExprId,
@@ -365,6 +365,7 @@ fn map_children(e: &Expr, at: &dyn Fn(ExprId) -> ExprId) -> Expr {
         Expr::Select(c, x, y) => Expr::Select(at(*c), at(*x), at(*y)),
         Expr::Convert(d, m, x) => Expr::Convert(*d, *m, at(*x)),
         Expr::Bitcast(d, x) => Expr::Bitcast(*d, at(*x)),
+        Expr::Dot(dot, x, y) => Expr::Dot(*dot, at(*x), at(*y)),
         Expr::Bind { var, value, bound, body } => {
             Expr::Bind { var: *var, value: at(*value), bound: bound.clone(), body: at(*body) }
         }
@@ -372,7 +373,7 @@ fn map_children(e: &Expr, at: &dyn Fn(ExprId) -> ExprId) -> Expr {
 }
 
 /// Expressions that a statement uses directly.
-fn roots(s: &Stmt) -> Vec<ExprId> {
+pub(crate) fn roots(s: &Stmt) -> Vec<ExprId> {
     match s {
         Stmt::Reduce { value, .. }
         | Stmt::ArgReduce { value, .. }
@@ -385,7 +386,7 @@ fn roots(s: &Stmt) -> Vec<ExprId> {
     }
 }
 
-fn map_roots(s: &Stmt, at: &dyn Fn(ExprId) -> ExprId, buf: &dyn Fn(BufId) -> BufId) -> Stmt {
+pub(crate) fn map_roots(s: &Stmt, at: &dyn Fn(ExprId) -> ExprId, buf: &dyn Fn(BufId) -> BufId) -> Stmt {
     let mut s = s.clone();
     match &mut s {
         Stmt::Reduce { value, .. }

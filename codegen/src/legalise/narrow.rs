@@ -113,6 +113,9 @@ pub fn encode(b: &mut LoopBuilder, f: Format, v: Val, saturate: bool) -> Val {
     if f.man_bits == 0 {
         return encode_e8m0(b, f, v, bits, saturate);
     }
+    if is_upper_half(f) && !saturate {
+        return encode_upper_half(b, f, v, bits);
+    }
     let float_ty = b.ty(v);
     let int = |b: &mut LoopBuilder, x: u32| b.int(ty, x.into());
     let shift = 23 - f.man_bits;
@@ -177,6 +180,26 @@ pub fn encode(b: &mut LoopBuilder, f: Format, v: Val, saturate: bool) -> Val {
     b.or(magnitude, sign)
 }
 
+/// bf16: the upper half of an f32.
+fn is_upper_half(f: Format) -> bool {
+    (f.exp_bits, f.man_bits, f.bias, f.inf) == (8, 7, 127, true)
+}
+
+/// The upper half with what the lower one rounds it up by; a carry runs into the exponent, up to infinity.
+fn encode_upper_half(b: &mut LoopBuilder, f: Format, v: Val, bits: Val) -> Val {
+    let ty = b.ty(bits);
+    let int = |b: &mut LoopBuilder, x: u32| b.int(ty, x.into());
+    let (n, one, half) = (int(b, 16), int(b, 1), int(b, 0x7fff));
+    let upper = b.binary(BinaryOp::Shr, bits, n);
+    let odd = b.and(upper, one);
+    let up = b.add(bits, half);
+    let up = b.add(up, odd);
+    let rounded = b.binary(BinaryOp::Shr, up, n);
+    let nan = b.cmp(CmpOp::Ne, v, v);
+    let nan_bits = int(b, f.nan.unwrap_or(0x7fc0).into());
+    b.select(nan, nan_bits, rounded)
+}
+
 /// Powers of two without sign and zero: what is smaller becomes 2^-127.
 fn encode_e8m0(b: &mut LoopBuilder, f: Format, v: Val, bits: Val, saturate: bool) -> Val {
     let ty = b.ty(bits);
@@ -212,6 +235,10 @@ pub fn decode(b: &mut LoopBuilder, f: Format, bits: Val) -> Val {
     let int = |b: &mut LoopBuilder, x: u32| b.int(ty, x.into());
     let width = f.exp_bits + f.man_bits;
     let place = int(b, 23 - f.man_bits);
+    if is_upper_half(f) {
+        let up = b.binary(BinaryOp::Shl, bits, place);
+        return b.bitcast(DType::F32, up);
+    }
     if f.man_bits == 0 {
         let up = b.binary(BinaryOp::Shl, bits, place);
         let x = b.bitcast(DType::F32, up);

@@ -8,6 +8,7 @@ use inkwell::types::BasicTypeEnum;
 use inkwell::values::InstructionOpcode as Op;
 use inkwell::{FloatPredicate, IntPredicate};
 use ir::DType;
+use ir::dtype::Scalar;
 use ir::loops::{Inst, Val};
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 
@@ -239,6 +240,7 @@ impl<'ctx> Emitter<'_, 'ctx> {
             (DType::F32, DType::F64) => b.cast(Op::FPExt, v, element),
             (DType::F64, DType::F32) => b.cast(Op::FPTrunc, v, element),
             (f, t) if f == t => Ok(v),
+            (DType::F32, DType::I32) if lanes(v.get_type()).is_some() => self.to_i32_lanes(v),
             (f, t) if f.is_float() => {
                 let name = if t.is_signed_int() { "llvm.fptosi.sat" } else { "llvm.fptoui.sat" };
                 b.value_of(name, &[with_lanes(element, lanes(v.get_type())), v.get_type()], &[v])
@@ -248,6 +250,23 @@ impl<'ctx> Emitter<'_, 'ctx> {
             }
             (f, t) => b.resize(f.is_signed_int(), 8 * f.bytes(), 8 * t.bytes(), v, element),
         }
+    }
+
+    /// Lanes of f32 to i32, saturated, NaN to 0. LLVM takes its own saturating conversion of vectors apart, lane
+    /// by lane: eight times as many instructions.
+    fn to_i32_lanes(&self, v: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let b = &self.build;
+        let ints = with_lanes(b.element(DType::I32)?, lanes(v.get_type()));
+        let float = |x: f64| b.constant(v.get_type(), Scalar::Float(x));
+        let (limit, least) = (float(2f64.powi(31)), float(-2f64.powi(31)));
+        // everything within range first: beyond it the plain conversion means nothing
+        let below = b.fcmp(FloatPredicate::OLT, v, limit)?;
+        let x = b.select(below, v, float(0.0))?;
+        let inside = b.fcmp(FloatPredicate::OGT, x, least)?;
+        let x = b.select(inside, x, least)?;
+        let x = b.cast(Op::FPToSI, x, b.element(DType::I32)?)?;
+        let above = b.fcmp(FloatPredicate::OGE, v, limit)?;
+        b.select(above, b.int_like(ints, i128::from(i32::MAX)), x)
     }
 
     /// Dot products of four bytes or two bf16 in each lane.

@@ -11,8 +11,9 @@ use std::rc::Rc;
 
 type Result<T> = std::result::Result<T, InterpError>;
 
-/// Sees every value of the main graph right after it is computed, and the inputs before.
-pub type Observer<'o> = dyn FnMut(ValueId, &Tensor) + 'o;
+/// Sees every value of the main graph right after it is computed, and the inputs before. What it answers, a
+/// tensor of the same type, takes the place of the value in all that follows.
+pub type Observer<'o> = dyn FnMut(ValueId, &Tensor) -> Option<Tensor> + 'o;
 
 /// Executes a module. Holds nothing but the reference and the limits, so it is free to make.
 #[derive(Clone, Copy)]
@@ -167,11 +168,15 @@ impl<'a> Run<'a> {
         let mut values: Vec<Option<Slot<'a>>> = vec![None; graph.value_count()];
         let last_use = last_uses(graph);
         let mut define = |values: &mut [Option<Slot<'a>>], v: ValueId, slot: Slot<'a>| {
+            let mut slot = slot;
             if let Some(observe) = observe.as_deref_mut() {
-                match &slot {
+                let other = match &slot {
                     Slot::Held(held) => observe(v, &held.tensor),
                     Slot::Input(t) => observe(v, t),
                     Slot::Const(_) => observe(v, &self.take(slot.clone())?),
+                };
+                if let Some(other) = other {
+                    slot = self.hold(other);
                 }
             }
             match values.get_mut(v.index()) {

@@ -78,12 +78,30 @@ fn every_value_is_shown_once() {
     let m = finish(b, &[z]);
     let mut seen = Vec::new();
     let out = Interp::new(&m)
-        .run_with_values(&[t(&[2], &[1f32, 2.])], &mut |v, x| seen.push((v, numbers(x))))
+        .run_with_values(&[t(&[2], &[1f32, 2.])], &mut |v, x| {
+            seen.push((v, numbers(x)));
+            None
+        })
         .unwrap();
     assert_same(&out[0], &t(&[2], &[-11f32, -22.]), "output");
     assert_eq!(seen.len(), 4);
     assert_eq!(seen.last().unwrap(), &(m.graph.outputs[0], vec![-11., -22.]));
     assert!(seen.iter().any(|s| s.1 == [10., 20.]));
+}
+
+#[test]
+fn a_value_is_replaced_for_all_that_follows() {
+    let mut b = Builder::new("main");
+    let x = b.input("x", DType::F32, dims(&[2]));
+    let y = b.unary(UnaryOp::Neg, x).unwrap();
+    let z = b.unary(UnaryOp::Neg, y).unwrap();
+    let m = finish(b, &[y, z]);
+    let first = m.graph.outputs[0];
+    let out = Interp::new(&m)
+        .run_with_values(&[t(&[2], &[1f32, 2.])], &mut |v, _| (v == first).then(|| t(&[2], &[5f32, 6.])))
+        .unwrap();
+    assert_same(&out[0], &t(&[2], &[5f32, 6.]), "replaced");
+    assert_same(&out[1], &t(&[2], &[-5f32, -6.]), "what reads it");
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Verifier<'_> {
         let ok = match e {
             Expr::Const(..) | Expr::Index(_) | Expr::Read { .. } | Expr::Inside(_) | Expr::Local(_) => true,
             Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => below(a),
-            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => below(a) && below(b),
+            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) | Expr::Dot(_, a, b) => below(a) && below(b),
             Expr::Select(a, b, c) => below(a) && below(b) && below(c),
             Expr::Bind { value, body, .. } => below(value) && below(body),
         };
@@ -294,7 +294,7 @@ impl Verifier<'_> {
     fn missing(&self, e: ExprId) -> Vec<ExprId> {
         let all = match self.k.get(e) {
             Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => vec![*a],
-            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => vec![*a, *b],
+            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) | Expr::Dot(_, a, b) => vec![*a, *b],
             Expr::Select(a, b, c) => vec![*a, *b, *c],
             Expr::Bind { value, .. } => vec![*value],
             _ => Vec::new(),
@@ -378,6 +378,11 @@ impl Verifier<'_> {
                 let fits = from.bytes() == d.bytes() && *d != DType::String;
                 self.require(fits, || format!("a bitcast of {from} to {d}"))?;
                 Ok(*d)
+            }
+            Expr::Dot(dot, a, b) => {
+                let (a, b) = (t(self, a), t(self, b));
+                self.require([a, b] == [DType::I32; 2], || format!("{} of {a} and {b}", dot.name()))?;
+                Ok(dot.dtype())
             }
             Expr::Local(l) => match self.locals.get(*l as usize) {
                 Some(Some(d)) => Ok(*d),

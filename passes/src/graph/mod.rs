@@ -3,6 +3,7 @@
 //! Each pass walks a graph once, in order, and writes a new one ([`rewrite`]); regions are rewritten with
 //! the op that holds them. All are linear in the size of the graph, up to hashing.
 
+mod bf16;
 mod cse;
 mod dce;
 mod dense;
@@ -10,10 +11,12 @@ mod fold;
 mod hints;
 mod inline;
 mod pads;
+mod quant;
 mod rewrite;
 mod simplify;
 mod state;
 
+pub use bf16::bf16_products;
 pub use cse::cse;
 pub use dce::dce;
 pub use dense::densify_convolutions;
@@ -21,5 +24,6 @@ pub use fold::fold_constants;
 pub use hints::assign_hints;
 pub use inline::inline_composites;
 pub use pads::separate_pads;
+pub use quant::integer_products;
 pub use simplify::simplify;
 pub use state::{StateSpec, bind_states};

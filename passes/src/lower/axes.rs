@@ -66,6 +66,7 @@ pub fn dtype_of(k: &Kernel, e: ExprId, locals: &[DType]) -> DType {
         Expr::Read { buf, .. } => k.buffers[buf.0 as usize].dtype,
         Expr::Unary(_, a) | Expr::Binary(_, a, _) | Expr::Select(_, a, _) => dtype_of(k, *a, locals),
         Expr::Cmp(..) | Expr::Inside(_) => DType::Bool,
+        Expr::Dot(dot, ..) => dot.dtype(),
         Expr::Bind { body, .. } => dtype_of(k, *body, locals),
         Expr::Local(l) => locals.get(*l as usize).copied().unwrap_or_else(|| local_dtype(k, *l)),
     }
@@ -145,7 +146,7 @@ pub fn expr_vars(k: &Kernel, e: ExprId, into: &mut Vec<Var>) {
         }
         Expr::Inside(guards) => dims(&mut guards.iter().flat_map(|g| [&g.expr, &g.bound])),
         Expr::Unary(_, x) | Expr::Convert(_, _, x) | Expr::Bitcast(_, x) => expr_vars(k, *x, into),
-        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) => {
+        Expr::Binary(_, x, y) | Expr::Cmp(_, x, y) | Expr::Dot(_, x, y) => {
             expr_vars(k, *x, into);
             expr_vars(k, *y, into);
         }

@@ -9,7 +9,7 @@ use super::axes::dtype_of;
 use super::space::{VarFacts, substitute};
 use crate::error::{PassError, Result};
 use ir::dtype::Scalar;
-use ir::kernel::{Access, BufId, Expr, ExprId, Guard, Kernel};
+use ir::kernel::{Access, BufId, Dot, Expr, ExprId, Guard, Kernel};
 use ir::loops::{Addr, Mem, Stride, Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, CmpOp, Combine, ConvertMode};
@@ -67,7 +67,7 @@ fn volatile_exprs(k: &Kernel) -> Vec<bool> {
             Expr::Const(..) | Expr::Index(_) | Expr::Inside(_) | Expr::Local(_) => false,
             Expr::Read { buf, .. } => k.buffers.get(buf.0 as usize).is_some_and(|b| b.access != Access::Read),
             Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => of(&[*a]),
-            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => of(&[*a, *b]),
+            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) | Expr::Dot(_, a, b) => of(&[*a, *b]),
             Expr::Select(a, b, c) => of(&[*a, *b, *c]),
             Expr::Bind { value, body, .. } => of(&[*value, *body]),
         });
@@ -225,7 +225,9 @@ impl<'a> Eval<'a> {
             Expr::Read { index, guards: gs, .. } => join(dims(&mut index.iter()), guards(gs)),
             Expr::Inside(gs) => guards(gs),
             Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => self.shape(*a),
-            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => join(self.shape(*a), self.shape(*b)),
+            Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) | Expr::Dot(_, a, b) => {
+                join(self.shape(*a), self.shape(*b))
+            }
             Expr::Select(a, b, c) => join(self.shape(*a), join(self.shape(*b), self.shape(*c))),
             Expr::Local(l) => match self.locals.get(*l as usize).copied().flatten() {
                 Some(v) => (self.b.ty(v).rows, self.b.ty(v).cols),
@@ -292,6 +294,11 @@ impl<'a> Eval<'a> {
                 let a = self.eval(a)?;
                 self.b.bitcast(t, a)
             }
+            Expr::Dot(dot, x, y) => {
+                let (rows, cols) = self.shape(e);
+                let zero = self.b.zero(Ty::tile(dot.dtype(), rows, cols));
+                self.dot(dot, x, y, zero)?
+            }
             Expr::Local(l) => self
                 .locals
                 .get(l as usize)
@@ -317,6 +324,14 @@ impl<'a> Eval<'a> {
     fn binary(&mut self, op: BinaryOp, x: ExprId, y: ExprId) -> Result<Val> {
         let (x, y) = (self.eval(x)?, self.eval(y)?);
         Ok(self.b.binary(op, x, y))
+    }
+
+    /// `acc` plus the dot product of two words, in the shape of `acc`.
+    pub fn dot(&mut self, dot: Dot, x: ExprId, y: ExprId, acc: Val) -> Result<Val> {
+        let t = self.b.ty(acc);
+        let (x, y) = (self.eval(x)?, self.eval(y)?);
+        let (x, y) = (self.b.splat(x, t.rows, t.cols), self.b.splat(y, t.rows, t.cols));
+        Ok(self.b.tile_op(dot.tile_op(), acc, x, y))
     }
 
     /// An index computed from data: reported where it is out of `0..bound`, and then 0.

@@ -490,6 +490,13 @@ impl Nest<'_> {
             let (x, y) = (self.e.eval(*x)?, self.e.eval(*y)?);
             return Ok(self.e.b.fma(x, y, carry));
         }
+        if let Expr::Dot(dot, x, y) = *self.e.k.get(r.value)
+            && r.monoid == Monoid::Sum
+            && exact
+            && !own_mask
+        {
+            return self.e.dot(dot, x, y, carry);
+        }
         let mut v = self.e.eval(r.value)?;
         if !exact {
             v = self.e.b.convert(r.acc, ConvertMode::Plain, v);

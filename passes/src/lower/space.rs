@@ -198,6 +198,7 @@ fn rewrite_expr(e: &Expr, ids: &[ExprId], r: &mut dyn Rewrite) -> Expr {
         Expr::Inside(gs) => Expr::Inside(rewrite_guards(gs, r)),
         Expr::Convert(t, m, a) => Expr::Convert(*t, *m, id(a)),
         Expr::Bitcast(t, a) => Expr::Bitcast(*t, id(a)),
+        Expr::Dot(dot, a, b) => Expr::Dot(*dot, id(a), id(b)),
         Expr::Bind { var, value, bound, body } => {
             Expr::Bind { var: *var, value: id(value), bound: r.dim(bound), body: id(body) }
         }

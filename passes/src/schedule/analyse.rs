@@ -292,6 +292,12 @@ fn work(
                 arithmetic(if fused { 0.0 } else { binary_ops(*op) });
                 stack.extend([*a, *b]);
             }
+            Expr::Dot(dot, a, b) => {
+                // one instruction adds it to the sum
+                arithmetic(if reduce && values.contains(&e) { 0.0 } else { 1.0 });
+                w.flops += 2 * dot.parts() as i64 - 2;
+                stack.extend([*a, *b]);
+            }
             Expr::Cmp(_, a, b) => {
                 arithmetic(1.0);
                 stack.extend([*a, *b]);

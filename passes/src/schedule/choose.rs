@@ -314,7 +314,7 @@ impl<'a> Chooser<'a> {
         let k = self.a.k;
         k.stmts.iter().all(|s| match s {
             Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
-                Expr::Binary(BinaryOp::Mul, x, y) => [x, y]
+                Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y) => [x, y]
                     .iter()
                     .all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty())),
                 _ => false,

@@ -5,6 +5,7 @@
 
 mod analyse;
 pub mod choose;
+mod dots;
 pub mod operands;
 #[cfg(test)]
 mod tests;
@@ -88,9 +89,12 @@ pub struct Schedule {
 /// Where the kernel is malformed.
 pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
     let kernel = axes::expand_arg_reduce(kernel);
+    let kernel = dots::widen(&kernel).unwrap_or(kernel);
     let facts = VarFacts::of(&kernel, symbols);
     let linear = access::linearise(&kernel, &facts)?;
-    Ok(axes::normalise(&linear, symbols))
+    let normal = axes::normalise(&linear, symbols);
+    // axes that differed in how they count parts may be one in words
+    Ok(dots::words(&normal, symbols).map_or(normal, |w| axes::normalise(&w, symbols)))
 }
 
 /// Turns one kernel, whose buffers have their layouts, into loop IR for `target`: one function for each

@@ -7,11 +7,11 @@
 
 use super::analyse::{Analysis, Step};
 use super::choose::column_tile;
-use super::normal_form;
+use super::{dots, normal_form};
 use crate::error::Result;
 use crate::lower::axes::{dtype_of, expr_vars};
 use crate::lower::{access, space::VarFacts, space::vars_of};
-use ir::kernel::{BufId, Expr, ExprId, Kernel, Stmt};
+use ir::kernel::{BufId, Dot, Expr, ExprId, Kernel, Stmt};
 use ir::layout::Frag;
 use ir::prim::BinaryOp;
 use ir::target::TargetDesc;
@@ -43,6 +43,7 @@ pub struct Operand {
 
 /// The first contraction of a kernel.
 struct Found {
+    product: ExprId,
     factors: [ExprId; 2],
     /// Axes of the reduction.
     reduce: Vec<Var>,
@@ -65,6 +66,7 @@ pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Resu
     let linear = access::linearise(kernel, &facts)?;
     let a = Analysis::of(&linear, symbols);
     let Some(found) = find(kernel, &linear, &a) else { return Ok(Vec::new()) };
+    let word = word_axis(kernel, &found, &facts, target);
     let mut result = Vec::new();
     for (i, factor) in found.factors.into_iter().enumerate() {
         let column = i == found.col_factor;
@@ -72,13 +74,15 @@ pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Resu
         let need = match read {
             // conversions belong outside of the loop over the products
             Some((buf, _))
-                if is_widened(kernel, factor, buf) && stages(kernel, &facts, factor, &found, column) =>
+                if word.is_none()
+                    && is_widened(kernel, factor, buf)
+                    && stages(kernel, &facts, factor, &found, column) =>
             {
                 stage(kernel, &facts, factor, &found, column)
             }
             Some((buf, _)) if kernel.buffers[buf.0 as usize].constant => {
                 let layout = match column {
-                    true => packed(kernel, symbols, target, buf, &found, &facts)?,
+                    true => packed(kernel, symbols, target, buf, &found, word, &facts)?,
                     false => follow(kernel, buf, &found, &facts),
                 };
                 if layout == kernel.buffers[buf.0 as usize].layout { Need::Ready } else { Need::Pack(layout) }
@@ -137,7 +141,7 @@ fn find(kernel: &Kernel, linear: &Kernel, a: &Analysis) -> Option<Found> {
     let own = |v: &Var| dx.contains(v) != dy.contains(v);
     let col = domain.iter().copied().min_by(|u, v| distance(*u).total_cmp(&distance(*v))).filter(own)?;
     let reduce = reduce.iter().map(|x| x.var).collect();
-    Some(Found { factors, reduce, col, col_factor: usize::from(dy.contains(&col)) })
+    Some(Found { product: value, factors, reduce, col, col_factor: usize::from(dy.contains(&col)) })
 }
 
 /// The read that a factor is, conversions aside.
@@ -147,6 +151,26 @@ fn plain_read(k: &Kernel, e: ExprId) -> Option<(BufId, ExprId)> {
         Expr::Convert(_, _, x) => plain_read(k, *x),
         _ => None,
     }
+}
+
+/// The reduce axis whose elements lie in words of the target's dot products, where both operands can lie so.
+fn word_axis(kernel: &Kernel, found: &Found, facts: &VarFacts, target: &TargetDesc) -> Option<(Dot, Var)> {
+    let (dot, _) = dots::product(kernel, found.product).filter(|p| dots::native(p.0, target))?;
+    let operand = |i: usize| {
+        let (buf, e) = plain_read(kernel, found.factors[i])?;
+        let Expr::Read { index, .. } = kernel.get(e) else { return None };
+        Some((&kernel.buffers[buf.0 as usize], index))
+    };
+    let ((row, ri), (col, ci)) = (operand(1 - found.col_factor)?, operand(found.col_factor)?);
+    let offset = access::offset(ri, &row.shape, &row.layout, facts);
+    let axis = found.reduce.iter().copied().find(|v| {
+        let Some(extent) = facts.extent(*v) else { return false };
+        let own = |index: &[Dim]| index.iter().position(|i| *i == Dim::from(*v));
+        let padded = own(ri).is_some_and(|d| dots::keeps_words(row, d, dot) && row.shape[d] == *extent);
+        own(ci).is_some_and(|d| col.shape[d] == *extent)
+            && dots::suits(&offset, *v, extent, padded, dot, facts)
+    })?;
+    col.constant.then_some((dot, axis))
 }
 
 /// What a plain read needs; `None` where nothing but staging helps.
@@ -270,13 +294,15 @@ fn stage(kernel: &Kernel, facts: &VarFacts, factor: ExprId, found: &Found, colum
 }
 
 /// `[batch][n / NR][k ...][n % NR]` where the tile of the schedule has NR columns. The order of the
-/// reduce axes follows the steps of the row operand, so that both operands run through memory.
+/// reduce axes follows the steps of the row operand, so that both operands run through memory. The parts of a
+/// word (`word`: kind of dot product, axis) lie innermost.
 fn packed(
     kernel: &Kernel,
     symbols: &Symbols,
     target: &TargetDesc,
     buf: BufId,
     found: &Found,
+    word: Option<(Dot, Var)>,
     facts: &VarFacts,
 ) -> Result<Layout> {
     let b = &kernel.buffers[buf.0 as usize];
@@ -300,8 +326,13 @@ fn packed(
     let Some(col) = col else { return Ok(b.layout.clone()) };
     let key = |d: &usize| of_dim(*d).into_iter().map(&distance).fold(0.0, f64::max);
     inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
-    let plain: Vec<usize> = batch.iter().chain(&inner).copied().chain([col]).collect();
-    let plain = Layout::permuted(&plain);
+    let frag = |dim, div, len| Frag { dim, div, len };
+    let word = word
+        .and_then(|(dot, v)| Some((dot.parts(), inner.iter().copied().find(|d| of_dim(*d).contains(&v))?)));
+    let whole = |d: &usize| frag(*d, word.filter(|w| w.1 == *d).map_or(1, |w| w.0), None);
+    let parts = word.map(|(parts, d)| frag(d, 1, Some(parts)));
+    let frags = batch.iter().chain(&inner).map(whole).chain([frag(col, 1, None)]).chain(parts).collect();
+    let plain = Layout { frags, halo: vec![(0, 0); b.shape.len()] };
     // the schedule for a contiguous column operand says how many columns a tile has
     let mut probe = kernel.clone();
     probe.buffers[buf.0 as usize].layout = plain.clone();
@@ -313,10 +344,10 @@ fn packed(
     if !alone && !extent.divisible_by(nr.into(), facts) || alone && extent.is_const(nr.into()) {
         return Ok(plain);
     }
-    let frag = |dim, div, len| Frag { dim, div, len };
-    let mut frags: Vec<Frag> = batch.iter().map(|d| frag(*d, 1, None)).collect();
+    let mut frags: Vec<Frag> = batch.iter().map(whole).collect();
     frags.push(frag(col, nr as usize, None));
-    frags.extend(inner.iter().map(|d| frag(*d, 1, None)));
+    frags.extend(inner.iter().map(whole));
     frags.push(frag(col, 1, Some(nr as usize)));
+    frags.extend(parts);
     Ok(Layout { frags, halo: vec![(0, 0); b.shape.len()] })
 }

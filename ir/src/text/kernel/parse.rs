@@ -2,7 +2,7 @@
 
 use super::{CMP_SIGNS, buf_name, numbered, usable};
 use crate::dtype::Scalar;
-use crate::kernel::{Access, Axis, BufId, Buffer, Expr, ExprId, Generated, Guard, Kernel, Stmt};
+use crate::kernel::{Access, Axis, BufId, Buffer, Dot, Expr, ExprId, Generated, Guard, Kernel, Stmt};
 use crate::layout::{Frag, Layout};
 use crate::prim::{BinaryOp, Combine, ConvertMode, Monoid, UnaryOp};
 use crate::text::lex::{Cursor, Kind};
@@ -474,6 +474,9 @@ impl Parser<'_> {
         } else if let Some(op) = BinaryOp::parse(word) {
             let a = self.expr(depth + 1)?;
             Expr::Binary(op, a, self.arg(depth)?)
+        } else if let Some(dot) = Dot::ALL.into_iter().find(|d| d.name() == word) {
+            let a = self.expr(depth + 1)?;
+            Expr::Dot(dot, a, self.arg(depth)?)
         } else if let Ok(d) = word.parse::<DType>() {
             Expr::Convert(d, ConvertMode::Plain, self.expr(depth + 1)?)
         } else {

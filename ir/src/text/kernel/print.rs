@@ -37,7 +37,7 @@ fn children(e: &Expr) -> Vec<ExprId> {
     match e {
         Expr::Const(..) | Expr::Index(_) | Expr::Read { .. } | Expr::Inside(_) | Expr::Local(_) => Vec::new(),
         Expr::Unary(_, a) | Expr::Convert(_, _, a) | Expr::Bitcast(_, a) => vec![*a],
-        Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) => vec![*a, *b],
+        Expr::Binary(_, a, b) | Expr::Cmp(_, a, b) | Expr::Dot(_, a, b) => vec![*a, *b],
         Expr::Select(a, b, c) => vec![*a, *b, *c],
         Expr::Bind { value, body, .. } => vec![*value, *body],
     }
@@ -271,6 +271,7 @@ impl Printer<'_> {
             Expr::Convert(d, ConvertMode::Plain, a) => call(d.name(), &[*a]),
             Expr::Convert(d, ConvertMode::Saturate, a) => format!("saturate({d}, {})", self.expr(*a, 0)),
             Expr::Bitcast(d, a) => format!("bitcast({d}, {})", self.expr(*a, 0)),
+            Expr::Dot(dot, a, b) => call(dot.name(), &[*a, *b]),
             Expr::Local(l) => format!("l{l}"),
             Expr::Bind { var, value, bound, body } => format!(
                 "bind({}: {} = {}, {})",

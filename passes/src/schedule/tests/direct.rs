@@ -172,6 +172,7 @@ impl<'a> Direct<'a> {
             Expr::Inside(gs) => Scalar::Int(self.hold(&gs).into()),
             Expr::Convert(to, mode, a) => eval::convert(to, mode, t(self, a), self.expr(a)),
             Expr::Bitcast(to, a) => eval::bitcast(to, t(self, a), self.expr(a)),
+            Expr::Dot(..) => unreachable!("kernels hold no words before they are scheduled"),
             Expr::Local(l) => self.locals[l as usize],
             Expr::Bind { var, value, bound, body } => {
                 let i = self.index(value, &bound);

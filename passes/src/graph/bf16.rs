@@ -1,0 +1,110 @@
+//! `Math::Bf16`: operands of products with constants, rounded to bf16.
+//!
+//! Contractions and convolutions of f32 whose one operand is constant take both operands as bf16 and go on
+//! summing in f32. A value that such a product reads is rounded once, where it is computed, for all of its
+//! users: it then lies in memory in half the bytes. Products of two activations (attention) stay f32, and so
+//! do convolutions in Winograd's form, which is faster in f32 than a direct one in bf16.
+
+use super::rewrite::{Rule, Shared, Site, rewrite};
+use crate::error::Result;
+use ir::prim::{ConvertMode, Prim};
+use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
+use std::collections::{HashMap, HashSet};
+
+pub fn bf16_products(module: &mut Module) -> Result<()> {
+    let mut rounded = Vec::new();
+    wanted(&module.graph, &module.symbols, &mut rounded);
+    rounded.reverse();
+    rewrite(module, &mut Bf16 { rounded, regions: Vec::new() })
+}
+
+/// Regions in the order in which a rewrite enters them, last first: the values that products of them round.
+fn wanted(g: &Graph, symbols: &Symbols, found: &mut Vec<Region>) {
+    let at = found.len();
+    found.push(Region::default());
+    let mut region = Region::default();
+    let mut constant = vec![false; g.value_count()];
+    for (_, op) in g.ops() {
+        op.regions.iter().for_each(|r| wanted(r, symbols, found));
+        let fixed = matches!(op.prim, Prim::Const(_))
+            || op.regions.is_empty()
+                && !op.operands.is_empty()
+                && op.operands.iter().all(|v| constant[v.index()]);
+        op.results.iter().for_each(|v| constant[v.index()] = fixed);
+        let (&[a, b], &[result]) = (op.operands.as_slice(), op.results.as_slice()) else { continue };
+        let floats = [a, b, result].iter().all(|v| g[*v].ty.dtype == DType::F32);
+        let product = match &op.prim {
+            Prim::Contract { .. } => true,
+            // a window of few products in each group has no use for words
+            Prim::Convolve { .. } => {
+                let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
+                words && !crate::winograd::pays(&op.prim, &g[b].ty, &g[result].ty, symbols)
+            }
+            _ => false,
+        };
+        if floats && product && constant[a.index()] != constant[b.index()] && !fixed {
+            region.products.insert(result);
+            region.values.insert(if constant[a.index()] { b } else { a });
+        }
+    }
+    found[at] = region;
+}
+
+/// What is to change in one graph.
+#[derive(Default)]
+struct Region {
+    /// Results of products, by value of the old graph.
+    products: HashSet<ValueId>,
+    /// Their operands that are no constants.
+    values: HashSet<ValueId>,
+    /// Values of the new graph and what they were rounded to.
+    halves: HashMap<ValueId, ValueId>,
+}
+
+struct Bf16 {
+    /// Of the graphs to come, the next one last.
+    rounded: Vec<Region>,
+    regions: Vec<Region>,
+}
+
+fn convert(site: &mut Site<'_>, x: ValueId, to: DType) -> ValueId {
+    let ty = TensorType::new(to, site.ty(x).shape.clone());
+    site.push(Prim::Convert { to, mode: ConvertMode::Plain }, vec![x], vec![ty])[0]
+}
+
+impl Region {
+    fn half(&mut self, site: &mut Site<'_>, x: ValueId) -> ValueId {
+        *self.halves.entry(x).or_insert_with(|| convert(site, x, DType::BF16))
+    }
+}
+
+impl Rule for Bf16 {
+    fn enter(&mut self) {
+        let next = self.rounded.pop().unwrap_or_default();
+        self.regions.push(next);
+    }
+    fn leave(&mut self) {
+        self.regions.pop();
+    }
+    fn apply(&mut self, _: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        let Some(region) = self.regions.last_mut() else { return Ok(None) };
+        let &[result] = site.op.results.as_slice() else { return Ok(None) };
+        let product = region.products.contains(&result);
+        let rounds = region.values.contains(&result);
+        if !site.op.regions.is_empty() || !product && !rounds {
+            return Ok(None);
+        }
+        let operands = site.operands.to_vec();
+        let operands =
+            if product { operands.into_iter().map(|x| region.half(site, x)).collect() } else { operands };
+        let new = site.push(site.op.prim.clone(), operands, site.types.to_vec())[0];
+        if !rounds {
+            return Ok(Some(vec![new]));
+        }
+        // everybody reads the rounded value
+        let half = convert(site, new, DType::BF16);
+        let back = convert(site, half, DType::F32);
+        region.halves.insert(back, half);
+        Ok(Some(vec![back]))
+    }
+}
