@@ -43,7 +43,7 @@ const RACY: Duration = Duration::from_secs(2);
 /// Times of files lag behind the clock by this at most.
 const TICK: Duration = Duration::from_millis(10);
 /// Bytes that are read and hashed at once.
-const HASH_BLOCK: usize = 4 << 20;
+const HASH_BLOCK: usize = 512 << 10;
 /// Temporary files so old belong to nobody.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
@@ -288,7 +288,7 @@ impl Cache {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let part = path.with_extension(format!("{}-{number}.part", std::process::id()));
         let file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let mut out = BufWriter::with_capacity(1 << 16, file);
         let done = write(&mut out).and_then(|()| out.flush()).and_then(|()| fs::rename(&part, path));
         if done.is_err() {
             let _ = fs::remove_file(&part);

@@ -8,6 +8,7 @@ use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
 use ir::host::Lowered;
 use ir::{ConstSource, Math, Module, Tensor};
 pub use passes::graph::StateSpec;
+use passes::schedule::tuned::Tuned;
 use runtime::{Limits, Model, Pool, RunError};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct CompileOptions {
     pub math: Math,
     /// Inputs and outputs that are one buffer, kept by the context from run to run (KV caches).
     pub states: Vec<StateSpec>,
+    /// Schedules that `kernelsmith tune` found.
+    pub tuned: Option<Arc<Tuned>>,
     pub limits: Limits,
     /// Where compiled programs and kernels are kept; `None`: nowhere.
     pub cache: Option<CacheOptions>,
@@ -35,7 +38,12 @@ pub struct CompileOptions {
 impl CompileOptions {
     /// What the passes are asked for.
     pub fn passes(&self) -> passes::Options {
-        passes::Options { math: self.math, states: self.states.clone(), ..passes::Options::default() }
+        passes::Options {
+            math: self.math,
+            states: self.states.clone(),
+            tuned: self.tuned.clone(),
+            ..passes::Options::default()
+        }
     }
 }
 
@@ -247,6 +255,21 @@ pub fn compile_lowered(module: Module, options: &CompileOptions) -> Result<(Comp
     Ok((finish(lowered.clone(), options, &*backend, None, times)?, lowered))
 }
 
+/// The model as kernels without schedules.
+pub(crate) fn plan(
+    mut module: Module,
+    options: &CompileOptions,
+    backend: &dyn codegen::Backend,
+) -> Result<passes::Planned, Error> {
+    give_bytes(&mut module)?;
+    let state = passes::run_until(module, &backend.target(), &options.passes(), passes::Stage::Kernels)?;
+    let passes::State::Planned(mut planned) = state else {
+        return Err(Error::Usage("the pipeline has no stage of kernels".into()));
+    };
+    give_bytes(&mut planned.module)?;
+    Ok(planned)
+}
+
 fn lower(
     mut module: Module,
     options: &CompileOptions,
@@ -276,10 +299,20 @@ fn finish(
     let (program, stats) = codegen::program::build(&lowered, backend, options.math, store)?;
     let (inputs, outputs) = (inputs_of(&lowered.module), outputs_of(&lowered.module));
     drop(lowered);
+    return_memory();
     times.codegen = ms(began);
     let model = load(program, options, &mut times)?;
     let backend = backend.name();
     Ok(Compiled { model, inputs, outputs, stats, times, backend, cached: false, saving: None })
+}
+
+/// Gives what the allocator holds on to after compiling back to the system: weights are packed next.
+fn return_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes a number and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 pub(crate) fn load(

@@ -17,6 +17,7 @@ pub mod cli;
 pub mod compiled;
 pub mod driver;
 mod stored;
+pub mod tune;
 
 pub use compiled::Compiled;
 pub use driver::{CompileOptions, Error, StateSpec, compile, compile_module, import};

@@ -51,26 +51,38 @@ pub fn build(
     let target = backend.target();
     let raw = raw_operands(lowered);
     let (mut unique, mut index, mut slots) = (Vec::new(), HashMap::new(), Vec::new());
-    for (k, raw) in lowered.kernels.iter().zip(&raw) {
-        for v in &k.variants {
+    let variants: Vec<_> = lowered
+        .kernels
+        .iter()
+        .zip(&raw)
+        .flat_map(|(k, raw)| k.variants.iter().map(move |v| (v, raw)))
+        .collect();
+    let described: Vec<Option<(String, Func)>> = variants
+        .par_iter()
+        .map(|(v, raw)| {
             // an inner extent of 0 leaves no loop at all
             let runs = v.func.body.stmts.iter().any(|s| matches!(s, Stmt::For { .. }));
             if v.func.launch.trip.is_const(0) || !runs {
-                slots.push(None);
-                continue;
+                return None;
             }
             let mut func = v.func.clone();
-            for (b, _) in func.bufs.iter_mut().zip(raw).filter(|(_, raw)| **raw) {
+            for (b, _) in func.bufs.iter_mut().zip(raw.iter()).filter(|(_, raw)| **raw) {
                 b.align = 1;
             }
-            let key = fingerprint(&func);
-            let next = unique.len();
-            let slot = *index.entry(key.clone()).or_insert(next);
-            if slot == next {
-                unique.push((key, func));
-            }
-            slots.push(Some(slot));
+            Some((fingerprint(&func), func))
+        })
+        .collect();
+    for described in described {
+        let Some((key, func)) = described else {
+            slots.push(None);
+            continue;
+        };
+        let next = unique.len();
+        let slot = *index.entry(key.clone()).or_insert(next);
+        if slot == next {
+            unique.push((key, func));
         }
+        slots.push(Some(slot));
     }
     // symbols must differ between objects, and be the same from run to run
     let symbol = |key: &str| {
@@ -99,10 +111,10 @@ pub fn build(
     let fresh = backend.compile(&machine.iter().collect::<Vec<_>>())?;
     COMPILED.fetch_add(fresh.len() as u64, Ordering::Relaxed);
     let mut stats = Stats { variants: slots.len(), compiled: fresh.len(), code_bytes: 0 };
+    if let Some(store) = store {
+        missing.par_iter().zip(&fresh).for_each(|(&i, f)| store.put(unique[i].0.as_bytes(), &f.object));
+    }
     for (&i, f) in missing.iter().zip(fresh) {
-        if let Some(store) = store {
-            store.put(unique[i].0.as_bytes(), &f.object);
-        }
         compiled[i] = Some(f);
     }
     let compiled: Vec<CompiledFunc> = compiled.into_iter().flatten().collect();

@@ -43,6 +43,9 @@ pub use pipeline::{Stage, State, run_until};
 use ir::host::Lowered;
 use ir::target::TargetDesc;
 use ir::{Math, Module};
+use rayon::prelude::*;
+use schedule::tuned::Tuned;
+use std::sync::Arc;
 
 /// What a caller may choose.
 #[derive(Clone, PartialEq, Debug)]
@@ -56,6 +59,8 @@ pub struct Options {
     pub math: Math,
     /// Inputs and outputs that are one buffer, kept from run to run.
     pub states: Vec<graph::StateSpec>,
+    /// Schedules to take in place of the default ones.
+    pub tuned: Option<Arc<Tuned>>,
     /// Verify after each pass.
     pub verify: bool,
 }
@@ -67,6 +72,7 @@ impl Default for Options {
             pull_limit: 200,
             math: Math::Default,
             states: Vec::new(),
+            tuned: None,
             verify: cfg!(debug_assertions),
         }
     }
@@ -89,12 +95,17 @@ pub fn compile(module: Module, target: &TargetDesc, options: &Options) -> Result
     }
 }
 
-/// Gives each kernel its loop IR.
-fn lower_kernels(p: Planned, target: &TargetDesc) -> Result<Lowered> {
+/// Gives each kernel its loop IR, on all cores.
+///
+/// # Errors
+/// The first kernel's that cannot be lowered.
+pub fn lower_kernels(p: Planned, target: &TargetDesc, tuned: Option<&Tuned>) -> Result<Lowered> {
     let kernels = p
         .kernels
-        .iter()
-        .map(|k| schedule::lower_kernel(k, &p.module.symbols, target))
+        .par_iter()
+        .map(|k| schedule::lower_tuned(k, &p.module.symbols, target, tuned))
+        .collect::<Vec<_>>()
+        .into_iter()
         .collect::<Result<_>>()?;
     Ok(Lowered {
         module: p.module,

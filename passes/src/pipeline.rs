@@ -159,7 +159,9 @@ pub const PASSES: &[Pass] = &[
         name: "lower-kernels",
         stage: Stage::Loops,
         reason: "a schedule for each kernel, and the kernel in loop IR under that schedule",
-        run: |s, cx| Ok(State::Lowered(crate::lower_kernels(planned(s)?, cx.target)?)),
+        run: |s, cx| {
+            Ok(State::Lowered(crate::lower_kernels(planned(s)?, cx.target, cx.options.tuned.as_deref())?))
+        },
     },
 ];
 

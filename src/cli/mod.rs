@@ -7,15 +7,19 @@ mod inspect;
 mod profile;
 mod run;
 mod test_cases;
+mod tune;
 mod verify;
 
 use crate::cache::{CacheOptions, DEFAULT_BYTES};
 use crate::compiled::Compiled;
 use crate::driver::{CompileOptions, Error, StateSpec};
+use crate::tune::Database;
 use clap::{Args, Parser, Subcommand};
 use ir::Math;
+use passes::schedule::tuned::Tuned;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Compiles trained models (ONNX, .ksg) to native code and runs them.
 #[derive(Parser)]
@@ -36,6 +40,8 @@ enum Command {
     Run(run::RunArgs),
     /// Compile a model and time it.
     Bench(bench::BenchArgs),
+    /// Search better schedules for a model's kernels, for this machine.
+    Tune(tune::TuneArgs),
     /// Show a model at any stage of compilation.
     Inspect(inspect::InspectArgs),
     /// Compare the compiled model with the reference interpreter, kernel by kernel.
@@ -74,6 +80,18 @@ struct CompileArgs {
     /// rounded after each), bf16 (products of f32 tensors in bf16, sums in f32)
     #[arg(long, default_value = "default", value_parser = parse_math)]
     math: Math,
+    /// Schedules found by `tune`, or `off` (default: $XDG_DATA_HOME/kernelsmith/tuned.json, where it exists)
+    #[arg(long, value_name = "FILE|off", value_parser = read_tuned)]
+    tuned: Option<Schedules>,
+}
+
+/// Schedules of a database.
+#[derive(Clone)]
+struct Schedules(Arc<Tuned>);
+
+fn read_tuned(path: &str) -> Result<Schedules, String> {
+    let database = if path == "off" { Database::default() } else { Database::read(path.as_ref())? };
+    Ok(Schedules(Arc::new(database.schedules())))
 }
 
 /// Where compiled models are kept.
@@ -104,8 +122,17 @@ impl CompileArgs {
             backend: self.backend.clone(),
             threads: self.threads,
             math: self.math,
+            tuned: self.schedules(),
             ..Default::default()
         }
+    }
+    fn schedules(&self) -> Option<Arc<Tuned>> {
+        let default = || {
+            // what is not there, or not readable, is as good as empty
+            let database = Database::read(&Database::user_path().filter(|p| p.is_file())?).ok()?;
+            Some(Arc::new(database.schedules()))
+        };
+        self.tuned.as_ref().map(|t| t.0.clone()).or_else(default)
     }
     fn interpreted(&self) -> bool {
         self.backend.as_deref() == Some("interp")
@@ -165,6 +192,7 @@ pub fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(a) => run::run(a),
         Command::Bench(a) => bench::bench(a),
+        Command::Tune(a) => tune::tune(a),
         Command::Inspect(a) => inspect::inspect(a),
         Command::Verify(a) => verify::verify(a),
         Command::Check(a) => check::check(a),

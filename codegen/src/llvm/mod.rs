@@ -20,7 +20,7 @@ use inkwell::targets::{
 };
 use ir::loops::Func;
 use ir::target::TargetDesc;
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// LLVM for this host.
 pub(crate) struct Llvm {
@@ -78,6 +78,24 @@ impl Llvm {
         Ok(Machine { machine, triple })
     }
 
+    /// Machine code of one function.
+    fn object(
+        &self,
+        context: &Context,
+        machine: &Result<Machine, CodegenError>,
+        func: &Func,
+    ) -> Result<CompiledFunc, CodegenError> {
+        let machine = machine.as_ref().map_err(Clone::clone)?;
+        let object = module(context, machine, &self.desc, func)
+            .and_then(|m| machine.write(&m, FileType::Object))
+            .and_then(|object| {
+                check_self_contained(&object)?;
+                Ok(object)
+            })
+            .map_err(|f| f.of(&func.name))?;
+        Ok(CompiledFunc { object, symbol: func.name.clone() })
+    }
+
     fn file(&self, func: &Func, kind: FileType) -> Result<Vec<u8>, CodegenError> {
         let machine = self.machine()?;
         let context = Context::create();
@@ -133,25 +151,26 @@ impl Backend for Llvm {
     }
 
     fn compile(&self, funcs: &[&Func]) -> Result<Vec<CompiledFunc>, CodegenError> {
-        self.pool.install(|| {
-            funcs
-                .par_iter()
-                .map_init(
-                    || (Context::create(), self.machine()),
-                    |(context, machine), func| {
-                        let machine = machine.as_ref().map_err(Clone::clone)?;
-                        let object = module(context, machine, &self.desc, func)
-                            .and_then(|m| machine.write(&m, FileType::Object))
-                            .and_then(|object| {
-                                check_self_contained(&object)?;
-                                Ok(object)
-                            })
-                            .map_err(|f| f.of(&func.name))?;
-                        Ok(CompiledFunc { object, symbol: func.name.clone() })
-                    },
-                )
-                .collect()
-        })
+        // the largest first: what is left at the end, when threads run out of work, is small
+        let mut order: Vec<usize> = (0..funcs.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(funcs[i].types.len()));
+        let next = AtomicUsize::new(0);
+        let take = || order.get(next.fetch_add(1, Ordering::Relaxed)).copied();
+        let work = |_: rayon::BroadcastContext<'_>| {
+            let mut mine = Vec::new();
+            let Some(mut i) = take() else { return mine };
+            let (context, machine) = (Context::create(), self.machine());
+            loop {
+                mine.push((i, self.object(&context, &machine, funcs[i])));
+                match take() {
+                    Some(another) => i = another,
+                    None => return mine,
+                }
+            }
+        };
+        let mut done: Vec<_> = self.pool.broadcast(work).into_iter().flatten().collect();
+        done.sort_by_key(|(i, _)| *i);
+        done.into_iter().map(|(_, result)| result).collect()
     }
 
     fn ir_text(&self, func: &Func) -> Result<String, CodegenError> {

@@ -11,11 +11,13 @@ pub mod operands;
 mod tests;
 pub mod text;
 mod tiles;
+pub mod tuned;
 
 use crate::error::Result;
 use crate::lower::{access, axes, generated, nest, space::VarFacts};
 use ir::host::{LoweredKernel, Variant};
 use ir::kernel::Kernel;
+use ir::loops::Func;
 use ir::target::TargetDesc;
 use ir::{Dim, Symbols, Var};
 
@@ -106,6 +108,16 @@ pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
 /// # Errors
 /// Where the kernel is malformed, or of a kind that has no lowering.
 pub fn lower_kernel(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<LoweredKernel> {
+    lower_tuned(kernel, symbols, target, None)
+}
+
+/// As [`lower_kernel`], with the schedules of `tuned` where they fit.
+pub fn lower_tuned(
+    kernel: &Kernel,
+    symbols: &Symbols,
+    target: &TargetDesc,
+    tuned: Option<&tuned::Tuned>,
+) -> Result<LoweredKernel> {
     if let Some(what) = &kernel.generated {
         let func = generated::lower(kernel, what, symbols)?;
         let schedule = "scalar \"generated: one element at a time\"".to_string();
@@ -121,9 +133,29 @@ pub fn lower_kernel(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> 
     let mut scalar_reason = None;
     let cost = choose::cost(&normal, symbols);
     for choice in choose::variants(&normal, symbols, target) {
-        let func = nest::lower(&normal, symbols, &choice.schedule, choice.ns_per_iter)?;
         scalar_reason = scalar_reason.or_else(|| choice.schedule.scalar.clone());
-        variants.push(Variant { guards: choice.guards, schedule: choice.schedule.text(&normal), func });
+        let (schedule, func) = lower_choice(&normal, symbols, target, &choice, tuned)?;
+        variants.push(Variant { guards: choice.guards, schedule: schedule.text(&normal), func });
     }
     Ok(LoweredKernel { kernel: kernel.clone(), variants, scalar_reason, flops: cost.flops })
+}
+
+/// The function of one variant: by its winner, where there is one that fits, or by default.
+fn lower_choice(
+    normal: &Kernel,
+    symbols: &Symbols,
+    target: &TargetDesc,
+    choice: &choose::Choice,
+    tuned: Option<&tuned::Tuned>,
+) -> Result<(Schedule, Func)> {
+    let func = nest::lower(normal, symbols, &choice.schedule, choice.ns_per_iter)?;
+    let winner = tuned.and_then(|t| t.find(normal, target, &choice.schedule));
+    // a winner of another compiler may not fit; the default does
+    let lowered = winner.and_then(|s| Some((nest::lower(normal, symbols, &s, choice.ns_per_iter).ok()?, s)));
+    let Some((mut tuned, winner)) = lowered else { return Ok((choice.schedule.clone(), func)) };
+    // the same time in another number of iterations
+    if let (Some(old), Some(new)) = (func.launch.trip.as_const(), tuned.launch.trip.as_const()) {
+        tuned.launch.ns_per_iter *= old.max(1) as f64 / new.max(1) as f64;
+    }
+    Ok((winner, tuned))
 }
