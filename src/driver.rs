@@ -99,6 +99,36 @@ pub fn import(path: &Path, options: &CompileOptions) -> Result<Imported, Error> 
     import_for(path, options, &[])
 }
 
+/// Everything that is wrong with a model or beyond this compiler, without compiling it: what the importer finds, and
+/// where it finds nothing the first op that has no kernel. `extract`: with the smallest model for each.
+///
+/// # Errors
+/// What is no statement about the model: a fault of ours.
+pub fn check_all(path: &Path, options: &CompileOptions, extract: bool) -> Result<Vec<Diagnostic>, Error> {
+    let mut import = frontend::ImportOptions { extract, ..frontend::ImportOptions::default() };
+    import.dims.extend(options.dims.iter().cloned());
+    let mut module = match frontend::load(path, &import) {
+        Ok(imported) => imported.module,
+        Err(problems) => return Ok(problems),
+    };
+    give_bytes(&mut module)?;
+    let target = backend(options)?.target();
+    match passes::run_until(module, &target, &options.passes(), passes::Stage::Kernels) {
+        Ok(_) => Ok(Vec::new()),
+        Err(passes::PassError::Unsupported { node, message, .. }) => {
+            let mut d = Diagnostic::unsupported(frontend::Code::Op, message);
+            d.node = Some(frontend::NodeRef {
+                path: node.node,
+                op_type: node.op_type,
+                domain: String::new(),
+                opset: node.opset,
+            });
+            Ok(vec![d])
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// As [`import`], for a model whose structure (ranks, axes, numbers of results) may depend on what its
 /// inputs hold or on their sizes: where that is so, and only then, these are fixed to those of `inputs`.
 pub fn import_for(

@@ -15,6 +15,26 @@ pub enum Kind {
     Io,
 }
 
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Invalid, Kind::Unsupported, Kind::Limit, Kind::Io];
+
+    /// `E0207`: the kind, then the code, by their places in the lists.
+    pub fn number(self, code: Code) -> String {
+        let place = |found: Option<usize>| found.map_or(0, |i| i + 1);
+        let kind = place(Kind::ALL.iter().position(|k| *k == self));
+        format!("E{kind:02}{:02}", place(Code::ALL.iter().position(|c| *c == code)))
+    }
+    /// `unsupported-op`, `invalid-shape`, ...: the same in words.
+    pub fn slug(self, code: Code) -> String {
+        match self {
+            Kind::Unsupported => format!("unsupported-{}", code.as_str()),
+            Kind::Invalid => format!("invalid-{}", code.as_str()),
+            Kind::Limit => "limit-exceeded".into(),
+            Kind::Io => format!("io-{}", code.as_str()),
+        }
+    }
+}
+
 /// Stable identity of a kind of problem, for scripts and documentation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub enum Code {
@@ -47,6 +67,23 @@ pub enum Code {
 }
 
 impl Code {
+    /// In the order of their numbers: new ones go to the end.
+    pub const ALL: [Code; 13] = [
+        Code::File,
+        Code::Format,
+        Code::ExternalData,
+        Code::Tensor,
+        Code::Name,
+        Code::Opset,
+        Code::Op,
+        Code::Attribute,
+        Code::Input,
+        Code::Type,
+        Code::Shape,
+        Code::Dynamic,
+        Code::Limit,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Code::File => "file",
@@ -86,12 +123,25 @@ pub struct Diagnostic {
     pub node: Option<NodeRef>,
     /// Inputs of the node: name in the model and type.
     pub operands: Vec<(String, String)>,
+    /// Where the node came from, as the exporter noted it: a line of a program.
+    pub source: Option<String>,
     pub hint: Option<String>,
+    /// The smallest model that shows the problem, where the import was asked for it.
+    pub model: Option<Vec<u8>>,
 }
 
 impl Diagnostic {
     pub fn new(kind: Kind, code: Code, message: impl Into<String>) -> Diagnostic {
-        Diagnostic { kind, code, message: message.into(), node: None, operands: Vec::new(), hint: None }
+        Diagnostic {
+            kind,
+            code,
+            message: message.into(),
+            node: None,
+            operands: Vec::new(),
+            source: None,
+            hint: None,
+            model: None,
+        }
     }
     pub fn invalid(code: Code, message: impl Into<String>) -> Diagnostic {
         Diagnostic::new(Kind::Invalid, code, message)
@@ -106,20 +156,19 @@ impl Diagnostic {
         self.hint = Some(hint.into());
         self
     }
-    /// `unsupported-op`, `invalid-shape`, ...: what scripts should match on.
+    /// `unsupported-op`, `invalid-shape`, ...
     pub fn id(&self) -> String {
-        match self.kind {
-            Kind::Unsupported => format!("unsupported-{}", self.code.as_str()),
-            Kind::Invalid => format!("invalid-{}", self.code.as_str()),
-            Kind::Limit => "limit-exceeded".into(),
-            Kind::Io => format!("io-{}", self.code.as_str()),
-        }
+        self.kind.slug(self.code)
+    }
+    /// `E0207`: what scripts should match on, and what `kernelsmith explain` takes.
+    pub fn number(&self) -> String {
+        self.kind.number(self.code)
     }
 }
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error[{}]: ", self.id())?;
+        write!(f, "error[{}]: ", self.number())?;
         if let Some(n) = &self.node {
             write!(f, "{}: {}", n.op_type, self.message)?;
             write!(f, "\n  at node {:?} ({}", n.path, n.op_type)?;
@@ -133,8 +182,11 @@ impl fmt::Display for Diagnostic {
         for (i, (name, ty)) in self.operands.iter().enumerate() {
             write!(f, "\n  input {i} {name:?}: {ty}")?;
         }
+        if let Some(s) = &self.source {
+            write!(f, "\n  from {s}")?;
+        }
         if let Some(h) = &self.hint {
-            write!(f, "\n  hint: {h}")?;
+            write!(f, "\n  help: {h}")?;
         }
         Ok(())
     }
@@ -165,8 +217,8 @@ mod tests {
         d.operands.push(("W".into(), "f32[64, 3, 3]".into()));
         assert_eq!(
             d.to_string(),
-            "error[invalid-shape]: Conv: expected W of rank 4, found rank 3\n  at node \"layer1/conv2\" (Conv, opset 11)\n  \
-             input 0 \"W\": f32[64, 3, 3]\n  hint: check the exporter"
+            "error[E0111]: Conv: expected W of rank 4, found rank 3\n  at node \"layer1/conv2\" (Conv, opset 11)\n  \
+             input 0 \"W\": f32[64, 3, 3]\n  help: check the exporter"
         );
         assert_eq!(exit_code(&[d.clone()]), 4);
         d.kind = Kind::Unsupported;

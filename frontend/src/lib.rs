@@ -5,6 +5,7 @@
 
 pub mod cases;
 pub mod diag;
+pub mod explain;
 pub mod onnx;
 pub mod options;
 

@@ -43,6 +43,8 @@ pub struct ImportOptions {
     pub missing_weights: MissingWeights,
     /// Reads external data from files that have several hard links.
     pub allow_hard_links: bool,
+    /// Gives each problem of a node the smallest model that shows it ([`crate::Diagnostic::model`]).
+    pub extract: bool,
     /// Largest model file in bytes (external data not counted).
     pub max_model_bytes: u64,
     /// Most nodes, those of inlined functions and expanded loops counted each time.
@@ -65,6 +67,7 @@ impl Default for ImportOptions {
             initializers_are_inputs: false,
             missing_weights: MissingWeights::Error,
             allow_hard_links: false,
+            extract: false,
             max_model_bytes: 64 << 30,
             max_nodes: 1_000_000,
             max_depth: 32,

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod inputs;
 mod inspect;
+mod operators;
 mod profile;
 mod run;
 mod test_cases;
@@ -48,6 +49,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// List everything in a model that is invalid or not supported, without compiling it.
     Check(check::CheckArgs),
+    /// Say what a code of `check` means and what to do about it.
+    Explain(check::ExplainArgs),
+    /// List the operators that models may hold.
+    Operators(operators::OperatorsArgs),
     /// Run conformance cases (for test harnesses).
     TestCases(test_cases::TestCasesArgs),
 }
@@ -196,6 +201,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(a) => inspect::inspect(a),
         Command::Verify(a) => verify::verify(a),
         Command::Check(a) => check::check(a),
+        Command::Explain(a) => check::explain(a),
+        Command::Operators(a) => operators::operators(a),
         Command::TestCases(a) => test_cases::test_cases(a),
     };
     match result {

@@ -191,7 +191,7 @@ impl<'m> Importer<'m> {
     }
 
     /// The value of `name` in the innermost scope that has it.
-    fn lookup(&self, name: &str) -> Option<Val> {
+    pub(super) fn lookup(&self, name: &str) -> Option<Val> {
         for s in self.scopes.iter().rev() {
             if let Some(v) = s.names.get(name) {
                 return Some(v.clone());
@@ -288,6 +288,10 @@ impl<'m> Importer<'m> {
                         format!("input {name:?} is not defined before this node"),
                     );
                     d.node = Some(node.clone());
+                    d.source = source_of(n);
+                    if self.opts.extract {
+                        d.model = self.extracted(b, n, &attrs);
+                    }
                     self.report(d);
                     Val::Poison
                 })),
@@ -304,6 +308,8 @@ impl<'m> Importer<'m> {
             outputs = rest;
         }
 
+        // only a failure needs them again
+        let kept = self.opts.extract.then(|| attrs.clone());
         let key = (dom, n.op_type.as_str(), n.overload.as_str());
         let result = if let Some(f) = self.functions.get(&key).copied() {
             if poisoned { Err(OpError::reported()) } else { self.call_function(b, f, attrs, &inputs) }
@@ -355,13 +361,16 @@ impl<'m> Importer<'m> {
                         .zip(&inputs)
                         .map(|(name, v)| (name.clone(), show(b, v.as_ref())))
                         .collect();
+                    let model = kept.and_then(|attrs| self.extracted(b, n, &attrs));
                     self.report(Diagnostic {
                         kind: e.kind,
                         code: e.code,
                         message: e.message,
                         node: Some(node),
                         operands,
+                        source: source_of(n),
                         hint: e.hint,
+                        model,
                     });
                 }
                 for name in outputs {
@@ -385,6 +394,41 @@ impl<'m> Importer<'m> {
             Some(Ok((v, _))) => v,
             _ => Val::Poison,
         }
+    }
+
+    /// The model of one node at this place.
+    fn extracted(&mut self, b: &Builder, n: &NodeProto, attrs: &Attrs) -> Option<Vec<u8>> {
+        // enough to work with, and a bound on the time
+        if self.problems.len() >= 100 {
+            return None;
+        }
+        let opsets: Vec<(String, i64)> =
+            self.frames.last()?.opsets.iter().map(|(d, v)| ((*d).to_owned(), *v)).collect();
+        let names: Vec<(String, Val)> = self
+            .scopes
+            .iter()
+            .rev()
+            .scan(false, |past, s| {
+                let visible = !*past;
+                *past |= s.function;
+                visible.then_some(s)
+            })
+            .flat_map(|s| s.names.iter().map(|(n, v)| ((*n).to_owned(), v.clone())))
+            .collect();
+        let declared: HashMap<String, TypeProto> = self
+            .scopes
+            .iter()
+            .flat_map(|s| s.declared.iter().map(|(n, t)| ((*n).to_owned(), (*t).clone())))
+            .collect();
+        super::extract::minimal(
+            b,
+            &mut self.storage,
+            n,
+            attrs,
+            opsets.iter().map(|(d, v)| (d.as_str(), *v)),
+            &|name| names.iter().find(|x| x.0 == name).map(|x| x.1.clone()),
+            &|name| declared.get(name).cloned(),
+        )
     }
 
     fn enter(&mut self) -> Result<(), OpError> {
@@ -535,6 +579,26 @@ fn resolve_attrs<'m>(attrs: &'m [AttributeProto], frame: &Attrs<'m>) -> Attrs<'m
             })
             .collect(),
     )
+}
+
+/// What the exporter noted of a node's origin: the innermost line of the program in a stack trace, or the first line
+/// of the documentation.
+fn source_of(n: &NodeProto) -> Option<String> {
+    let trace = |key: &str| n.metadata_props.iter().find(|p| p.key == key).map(|p| p.value.as_str());
+    let text = ["pkg.torch.onnx.stack_trace", "stack_trace", "source"]
+        .into_iter()
+        .find_map(trace)
+        .or_else(|| (!n.doc_string.is_empty()).then_some(n.doc_string.as_str()))?;
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    let place = lines.iter().rposition(|l| l.starts_with("File "));
+    let shown = match place {
+        Some(at) => match lines.get(at + 1) {
+            Some(code) => format!("{}: {code}", lines[at]),
+            None => lines[at].to_owned(),
+        },
+        None => (*lines.first()?).to_owned(),
+    };
+    Some(shown.chars().take(300).collect())
 }
 
 /// The type of a value for a message.

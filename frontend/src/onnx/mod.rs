@@ -7,6 +7,7 @@
 pub mod attrs;
 pub mod cx;
 pub mod external;
+mod extract;
 pub mod import;
 mod inputs;
 pub mod ops;

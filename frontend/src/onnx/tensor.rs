@@ -62,6 +62,23 @@ pub fn dtype_of(code: i32) -> Result<DType, Diagnostic> {
     })
 }
 
+/// ONNX's code of an element type.
+pub fn code_of(dtype: DType) -> i32 {
+    (1..=26).find(|&code| dtype_of(code).is_ok_and(|d| d == dtype)).unwrap_or(0)
+}
+
+/// Bytes of one element each as ONNX stores them: narrow types share bytes, low bits first.
+pub fn packed(dtype: DType, bytes: &[u8]) -> Vec<u8> {
+    let (per, bits) = (per_byte(dtype), dtype.bits());
+    if per == 1 {
+        return bytes.to_vec();
+    }
+    let join = |part: &[u8]| {
+        part.iter().enumerate().fold(0, |all, (i, b)| all | ((b & ((1 << bits) - 1)) << (i as u32 * bits)))
+    };
+    bytes.chunks(per).map(join).collect()
+}
+
 /// Elements that share one byte of ONNX's storage.
 fn per_byte(dtype: DType) -> usize {
     match dtype.bits() {

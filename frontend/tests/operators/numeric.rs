@@ -89,6 +89,29 @@ fn a_transform_and_its_inverse_of_half_the_bins() {
     close(&back[0], &[1, 5, 1], &values(&x), 1e-6);
 }
 
+/// Lengths of every radix, of several passes, and with a factor too large for the fast transform.
+#[test]
+fn transforms_of_many_lengths() {
+    for n in [1usize, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 16, 17, 30, 60, 64] {
+        let x = noise(&[2, n, 3, 2], n as u64);
+        let v = values(&x);
+        for (inverse, sign) in [(0, -1.0), (1, 1.0)] {
+            let y = one("DFT", 17, &[("inverse", A::I(inverse))], &[&x]);
+            let mut want = vec![0.0; v.len()];
+            for (i, k, c, j) in (0..2).flat_map(|i| {
+                (0..n).flat_map(move |k| (0..3).flat_map(move |c| (0..n).map(move |j| (i, k, c, j))))
+            }) {
+                let angle = sign * std::f64::consts::TAU * (j * k % n) as f64 / n as f64;
+                let (from, to) = (((i * n + j) * 3 + c) * 2, ((i * n + k) * 3 + c) * 2);
+                let scale = if inverse == 1 { n as f64 } else { 1.0 };
+                want[to] += (v[from] * angle.cos() - v[from + 1] * angle.sin()) / scale;
+                want[to + 1] += (v[from] * angle.sin() + v[from + 1] * angle.cos()) / scale;
+            }
+            close(&y, &[2, n, 3, 2], &want, 2e-5);
+        }
+    }
+}
+
 #[test]
 fn samples_outside_an_image() {
     let x = f32s(&[1, 1, 1, 3], &[1.0, 2.0, 4.0]);

@@ -20,6 +20,7 @@
 
 mod control;
 pub mod known;
+mod open;
 mod ops;
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,9 @@ pub struct Scores {
     pub bias: Option<V>,
     /// Scores that count; broadcasts likewise.
     pub allowed: Option<V>,
+    /// A score beside the keys' that takes its share of the normalisation and has no value; broadcasts to
+    /// [B, Hq, S, 1].
+    pub sink: Option<V>,
     /// Type of the normalisation; none: that of the operands.
     pub precision: Option<DType>,
 }
@@ -37,12 +40,24 @@ pub struct Attended {
     pub probabilities: V,
 }
 
-/// Exponentials over their sum along the last axis. A row in which nothing counts (all -inf) gives 0.
-fn masked_softmax(b: &mut Builder, x: V) -> Result<V> {
+/// Exponentials over their sum along the last axis, a sink being part of the sum. A row in which nothing counts (all
+/// -inf) gives 0.
+fn masked_softmax(b: &mut Builder, x: V, sink: Option<V>) -> Result<V> {
     let axis = b.rank(x) - 1;
     let (zero, one) = (b.scalar(b.dtype(x), 0.0)?, b.scalar(b.dtype(x), 1.0)?);
     let least = b.scalar(b.dtype(x), f64::NEG_INFINITY)?;
     let m = b.reduce_max(x, &[axis], true)?;
+    if let Some(sink) = sink {
+        let sink = b.convert(sink, b.dtype(x))?;
+        let m = b.max(m, sink)?;
+        let d = b.sub(x, m)?;
+        let e = b.exp(d)?;
+        let s = b.reduce_sum(e, &[axis], true)?;
+        let rest = b.sub(sink, m)?;
+        let rest = b.exp(rest)?;
+        let s = b.add(s, rest)?;
+        return b.div(e, s);
+    }
     let nothing = b.eq(m, least)?;
     let m = b.select(nothing, zero, m)?;
     let d = b.sub(x, m)?;
@@ -94,7 +109,7 @@ fn weighted(b: &mut Builder, p: V, v: V) -> Result<V> {
 /// Attention of q[B, Hq, S, D] over k[B, Hk, T, D] and v[B, Hk, T, Dv], as a composite.
 pub fn attend(b: &mut Builder, q: V, k: V, v: V, scores: Scores) -> Result<Attended> {
     let operands: Vec<V> =
-        [Some(q), Some(k), Some(v), scores.bias, scores.allowed].into_iter().flatten().collect();
+        [Some(q), Some(k), Some(v), scores.bias, scores.allowed, scores.sink].into_iter().flatten().collect();
     let attrs = vec![
         compose::float_attr("scale", scores.scale),
         compose::float_attr("softcap", scores.softcap),
@@ -128,7 +143,8 @@ pub fn attend(b: &mut Builder, q: V, k: V, v: V, scores: Scores) -> Result<Atten
             biased = b.select(allowed, biased, least)?;
         }
         let x = b.convert(biased, scores.precision.unwrap_or(dtype))?;
-        let p = masked_softmax(b, x)?;
+        let sink = scores.sink.and_then(|_| rest.next());
+        let p = masked_softmax(b, x, sink)?;
         let p = b.convert(p, dtype)?;
         let y = weighted(b, p, a[2])?;
         Ok(vec![y, raw, capped, biased, p])

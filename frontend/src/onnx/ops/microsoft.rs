@@ -29,7 +29,7 @@ pub static OPS: &[Op] = &[
     op_in(MS, "RotaryEmbedding", rotary_embedding),
 ];
 
-fn one(out: Outs) -> Result<V, OpError> {
+pub(super) fn one(out: Outs) -> Result<V, OpError> {
     match out.0.first() {
         Some(Val::Tensor(v)) => Ok(*v),
         _ => Err(OpError::invalid(Code::Type, "expected a tensor")),
@@ -37,7 +37,7 @@ fn one(out: Outs) -> Result<V, OpError> {
 }
 
 /// The activation that attribute `activation` names, on the first result.
-fn activated(cx: &mut NodeCx, out: Outs) -> OpResult {
+pub(super) fn activated(cx: &mut NodeCx, out: Outs) -> OpResult {
     let x = one(out)?;
     let params: Vec<f64> =
         cx.attrs.floats("activation_params")?.unwrap_or_default().iter().map(|&p| p.into()).collect();
@@ -77,7 +77,7 @@ fn fused_conv(cx: &mut NodeCx) -> OpResult {
 }
 
 /// A convolution whose operands and result have their channels last.
-fn nhwc_conv(cx: &mut NodeCx) -> OpResult {
+pub(super) fn nhwc_conv(cx: &mut NodeCx) -> OpResult {
     let (x, w, bias) = (cx.input(0)?, cx.input(1)?, cx.opt(2)?);
     cx.check_rank("X", x, 4)?;
     let x = cx.b.transpose(x, &[0, 3, 1, 2])?;
@@ -86,7 +86,7 @@ fn nhwc_conv(cx: &mut NodeCx) -> OpResult {
 }
 
 /// `alpha * A' * B'` with the last two axes, or first the batch axes, transposed.
-fn fused_matmul(cx: &mut NodeCx) -> OpResult {
+pub(super) fn fused_matmul(cx: &mut NodeCx) -> OpResult {
     let alpha = f64::from(cx.float("alpha", 1.0)?);
     let mut operands = [cx.input(0)?, cx.input(1)?];
     for (v, name) in operands.iter_mut().zip(["A", "B"]) {
@@ -109,7 +109,7 @@ fn fused_matmul(cx: &mut NodeCx) -> OpResult {
 }
 
 /// Values of `bits` bits packed into bytes along the last axis, low bits first, one byte each.
-fn unpack(b: &mut Builder, x: V, bits: i64) -> Result<V> {
+pub(super) fn unpack(b: &mut Builder, x: V, bits: i64) -> Result<V> {
     if bits == 8 {
         return Ok(x);
     }
@@ -247,9 +247,6 @@ fn group_query_attention(cx: &mut NodeCx) -> OpResult {
     let (past_k, past_v, lens) = (cx.opt(3)?, cx.opt(4)?, cx.input(5)?);
     let (cos, sin, ids, bias) = (cx.opt(7)?, cx.opt(8)?, cx.opt(9)?, cx.opt(10)?);
     let (hq, hk) = (heads(cx, "num_heads")?, heads(cx, "kv_num_heads")?);
-    if cx.flag("smooth_softmax", false)? || cx.opt(11)?.is_some() {
-        return Err(OpError::unsupported(Code::Attribute, "attention sinks"));
-    }
     cx.check_rank("query", q, 3)?;
     let (q, k, v) = match (k, v) {
         (Some(k), Some(v)) => (q, k, v),
@@ -290,7 +287,13 @@ fn group_query_attention(cx: &mut NodeCx) -> OpResult {
         bias,
         ..Default::default()
     };
+    let (smooth, sink) = (cx.flag("smooth_softmax", false)?, cx.opt(11)?);
     let b = &mut *cx.b;
+    scores.sink = match sink {
+        Some(sink) => Some(b.reshape(sink, &[Dim::from(1), Dim::from(hq), Dim::from(1), Dim::from(1)])?),
+        None if smooth => Some(b.scalar(b.dtype(q), 0.0)?),
+        None => None,
+    };
     let offset = b.dim_value(&past)?;
     scores.allowed = reach_mask(b, &s, &t, offset, reach)?;
     let last = b.convert(lens, DType::I64)?;
@@ -419,22 +422,33 @@ fn masked(
 fn packed_attention(cx: &mut NodeCx) -> OpResult {
     let (x, w, bias) = (cx.input(0)?, cx.input(1)?, cx.opt(2)?);
     let (padding, past, extra) = (cx.opt(3)?, cx.opt(4)?, cx.opt(5)?);
+    let mut qkv = cx.b.matmul(x, w)?;
+    if let Some(bias) = bias {
+        qkv = cx.b.add(qkv, bias)?;
+    }
+    attention_of(cx, qkv, padding, past, extra)
+}
+
+/// Attention of queries, keys and values that lie side by side in [B, S, 3 H D].
+pub(super) fn attention_of(
+    cx: &mut NodeCx,
+    qkv: V,
+    padding: Option<V>,
+    past: Option<V>,
+    extra: Option<V>,
+) -> OpResult {
     let h = heads(cx, "num_heads")?;
-    let dtype = cx.dtype(x);
+    let dtype = cx.dtype(qkv);
     if cx.flag("do_rotary", false)? {
         return Err(OpError::unsupported(
             Code::Attribute,
             "rotary embeddings inside com.microsoft Attention",
         ));
     }
-    let mut qkv = cx.b.matmul(x, w)?;
-    if let Some(bias) = bias {
-        qkv = cx.b.add(qkv, bias)?;
-    }
     let sizes: Vec<Dim> = match cx.ints("qkv_hidden_sizes")? {
         Some(s) if s.len() == 3 => s.into_iter().map(Dim::from).collect(),
         _ => {
-            let third = cx.dim(w, 1)?.floor_div(&Dim::from(3), cx.b.symbols());
+            let third = cx.dim(qkv, 2)?.floor_div(&Dim::from(3), cx.b.symbols());
             vec![third.clone(), third.clone(), third]
         }
     };

@@ -12,9 +12,11 @@ use std::sync::OnceLock;
 mod activations;
 mod attention;
 mod compose;
+mod contrib;
 mod control;
 mod conv;
 mod elementwise;
+mod fft;
 mod gather;
 mod image;
 mod legacy;
@@ -66,6 +68,7 @@ const fn op_in(domain: &'static str, name: &'static str, import: fn(&mut NodeCx)
 static THEMES: &[&[Op]] = &[
     activations::OPS,
     attention::OPS,
+    contrib::OPS,
     control::OPS,
     conv::OPS,
     elementwise::OPS,

@@ -34,13 +34,13 @@ pub static OPS: &[Op] = &[
 ];
 
 /// The quantised operand at input `i`, its scale and zero point behind it, as real numbers.
-fn real(cx: &mut NodeCx, i: usize) -> Result<V, OpError> {
+pub(super) fn real(cx: &mut NodeCx, i: usize) -> Result<V, OpError> {
     let (x, scale, zero) = (cx.input(i)?, cx.input(i + 1)?, cx.opt(i + 2)?);
     Ok(dequantize_tensor(cx.b, x, scale, zero)?)
 }
 
 /// Quantises with the scale at input `i`; without a zero point of its own, in the type of `like`.
-fn quantized(cx: &mut NodeCx, y: V, i: usize, like: V) -> OpResult {
+pub(super) fn quantized(cx: &mut NodeCx, y: V, i: usize, like: V) -> OpResult {
     let (scale, zero) = (cx.input(i)?, cx.opt(i + 1)?);
     let zero = match zero {
         Some(z) => z,

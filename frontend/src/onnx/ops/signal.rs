@@ -1,6 +1,8 @@
-//! Fourier transforms as contractions with tables of sines and cosines, and window functions.
+//! Fourier transforms, fast where the length is fixed and has small factors and else as contractions with tables of
+//! sines and cosines; window functions.
 
 use super::compose;
+use super::fft::{self, Complex};
 use super::trees::floats;
 use super::{Op, op};
 use crate::diag::Code;
@@ -109,6 +111,17 @@ fn stacked(b: &mut Builder, parts: &[V]) -> Result<V> {
     b.concat(&parts, axis)
 }
 
+/// All bins of the transform of x[..., n, ..., 2], or of the inverse without its division; `None` where it is no case
+/// for the fast transform: signals of real numbers have a contraction of half the size, whose bins that are real come
+/// out real.
+fn fast(b: &mut Builder, x: V, axis: usize, length: &Dim, inverse: bool) -> Result<Option<V>> {
+    let Some(radices) = length.as_const().and_then(fft::radices) else { return Ok(None) };
+    let x = resized(b, x, axis, length)?;
+    let (re, Some(im)) = parts(b, x)? else { return Ok(None) };
+    let y = fft::transform(b, Complex(re, im), axis, &radices, inverse)?;
+    Ok(Some(stacked(b, &[y.0, y.1])?))
+}
+
 /// The transform of x[..., n, ..., 1 or 2] along `axis` to `bins` complex numbers.
 fn forward(b: &mut Builder, x: V, axis: usize, length: &Dim, bins: &Dim) -> Result<V> {
     let x = resized(b, x, axis, length)?;
@@ -197,7 +210,17 @@ fn dft(cx: &mut NodeCx) -> OpResult {
     let attrs = vec![compose::int_attr("inverse", inverse.into()), compose::int_attr("axis", axis as i64)];
     let y = compose::call1(b, "dft", attrs, x, |b, x| {
         let x = b.convert(x, compose::wide(dtype))?;
-        let y = if inverse {
+        let whole = if inverse && onesided { None } else { fast(b, x, axis, &length, inverse)? };
+        let y = if let Some(y) = whole {
+            match (inverse, length.as_const()) {
+                (true, Some(n)) => b.mul_scalar(y, 1.0 / n as f64)?,
+                _ if onesided => {
+                    let bins = length.floor_div(&Dim::from(2), b.symbols()) + Dim::from(1);
+                    b.slice_axis(y, axis, &Dim::from(0), &bins)?
+                }
+                _ => y,
+            }
+        } else if inverse {
             backward(b, x, axis, &length, onesided)?
         } else {
             let bins = match onesided {

@@ -57,6 +57,7 @@ pub static OPS: &[Op] = &[
             Ok(vec![b.mul_scalar(x, 1.0 - after)?, first, second])
         })
     }),
+    op_in(TRAINING, "Gradient", gradient),
     op_in(TRAINING, "Momentum", |cx| {
         let (alpha, beta) = (f64::from(cx.float("alpha", 0.9)?), f64::from(cx.float("beta", 1.0)?));
         let norm = norm(cx)?;
@@ -85,6 +86,35 @@ pub static OPS: &[Op] = &[
         })
     }),
 ];
+
+/// The derivatives of the value named `y` by those named `xs`, at the values that these have in the graph. The graph
+/// between them is differentiated; `zs` names what is held fixed besides, which changes nothing here.
+fn gradient(cx: &mut NodeCx) -> OpResult {
+    let named = |cx: &NodeCx, name: &str| match cx.imp.lookup(name) {
+        Some(Val::Tensor(v)) => Ok(v),
+        _ => Err(OpError::invalid(Code::Name, format!("there is no tensor {name:?} to differentiate"))),
+    };
+    let y = cx.string("y", "")?;
+    let y = named(cx, y)?;
+    let names = cx.attrs.strs("xs")?.unwrap_or_default();
+    let mut xs = Vec::with_capacity(names.len());
+    for (i, name) in names.into_iter().enumerate() {
+        let x = named(cx, name)?;
+        if cx.input(i)? != x {
+            return Err(OpError::unsupported(
+                Code::Input,
+                format!("the derivative by {name:?} at another value than the graph gives it"),
+            )
+            .hint("name the tensor that is the input"));
+        }
+        xs.push(x);
+    }
+    match grad::gradient(cx.b, y, &xs) {
+        Ok(grads) => Ok(grads.into()),
+        Err(grad::GradError::Ir(e)) => Err(e.into()),
+        Err(e) => Err(OpError::unsupported(Code::Op, e.to_string())),
+    }
+}
 
 fn norm(cx: &NodeCx) -> Result<f64, OpError> {
     Ok(cx.float("norm_coefficient", 0.0)?.into())
