@@ -52,6 +52,8 @@ pub(crate) struct State {
     offsets: Vec<Option<usize>>,
     pub(crate) arena: Region,
     pub(crate) kept: Vec<Kept>,
+    /// The last run shared a loop among threads.
+    forked: bool,
     /// Memory of own and output buffers, by buffer.
     own: Vec<Region>,
     staged: Vec<Region>,
@@ -72,6 +74,7 @@ impl State {
             lens: vec![0; p.buffers.len()],
             offsets: vec![None; p.buffers.len()],
             arena: Region::empty(),
+            forked: false,
             kept: p.states.iter().map(|_| Kept::default()).collect(),
             own: p.buffers.iter().map(|_| Region::empty()).collect(),
             staged: p.inputs.iter().map(|_| Region::empty()).collect(),
@@ -120,7 +123,10 @@ impl<'m> Executor<'m> {
     }
 
     pub(crate) fn run(&mut self, inputs: &[InputView<'_>], mut observer: Option<Observer<'_>>) -> Result<()> {
-        self.model.pool.wake();
+        // a model too small for several threads leaves them asleep
+        if std::mem::take(&mut self.state.forked) {
+            self.model.pool.wake();
+        }
         self.state.syms.fill(UNBOUND);
         self.state.offsets.fill(None);
         self.bind_inputs(inputs)?;
@@ -474,6 +480,7 @@ impl<'m> Executor<'m> {
                 let even = trip / (threads as i64 * 4) + 1;
                 let least = (MIN_CHUNK_NS / variant.ns_per_iter.max(1e-3)).ceil() as i64;
                 let most = (trip - 1) / threads as i64 + 1;
+                self.state.forked = true;
                 model.pool.run(trip, even.max(least).min(most).max(1), &piece);
             }
             let flag = self.status.flag.swap(0, Ordering::AcqRel);
