@@ -1,6 +1,6 @@
 //! What a run costs once it has run before: no heap, no compilation.
 
-use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::build::{Builder, LoopStep};
 use kernelsmith::ir::{DType, Module, Tensor};
 use kernelsmith::{CompileOptions, Compiled, StateSpec, codegen, compile_module, compiled};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -159,6 +159,51 @@ fn states_grow_in_place() {
         let long = random(65, 1);
         assert!(context.set_state(0, compiled::views(std::slice::from_ref(&long))[0]).is_err());
         assert_eq!(codegen::functions_compiled(), before, "{backend}");
+    }
+}
+
+/// h = tanh(x[t] + h w) over all steps t of x[T, 1, 64], every h stacked.
+fn recurrence() -> Module {
+    let mut b = Builder::new("recurrence");
+    let time = b.symbol("time", 1, 4096);
+    let x = b.input("x", DType::F32, vec![time.clone(), 1.into(), 64.into()]);
+    let w = b.input("w", DType::F32, vec![64.into(), 64.into()]);
+    let h = b.full(DType::F32, &[1.into(), 64.into()], 0.0).unwrap();
+    let trip = b.dim_value(&time).unwrap();
+    let out = b
+        .loop_::<kernelsmith::ir::IrError>(Some(trip), None, &[h], |b, t, states| {
+            let now = b.gather(x, t, 0)?;
+            let r = b.matmul(states[0], w)?;
+            let s = b.add(now, r)?;
+            let h = b.tanh(s)?;
+            Ok(LoopStep { cond: b.scalar(DType::Bool, 1.0)?, carried: vec![h], scans: vec![h] })
+        })
+        .unwrap();
+    b.finish(&[("last".into(), out[0]), ("all".into(), out[1])]).unwrap()
+}
+
+#[test]
+fn loops_allocate_nothing() {
+    for backend in codegen::available() {
+        let module = recurrence();
+        let compiled = compile(module.clone(), backend);
+        let mut context = compiled.context();
+        for (i, steps) in [40usize, 40, 7, 33].into_iter().enumerate() {
+            let inputs = [
+                kernelsmith::arrays::random(DType::F32, vec![steps, 1, 64], 3),
+                kernelsmith::arrays::random(DType::F32, vec![64, 64], 4),
+            ];
+            let views = compiled::views(&inputs);
+            let (n, result) = allocations(|| context.run(&views));
+            result.unwrap();
+            assert!(n == 0 || i == 0, "{backend}: {n} heap allocations in a run of {steps} steps");
+            let want = kernelsmith::interp::Interp::new(&module).run(&inputs).unwrap();
+            for (g, w) in compiled.outputs(&context).iter().zip(&want) {
+                let c =
+                    kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of_network(w.dtype));
+                assert!(c.passes(), "{backend}, {steps} steps: {c}");
+            }
+        }
     }
 }
 
