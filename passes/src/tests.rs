@@ -236,7 +236,9 @@ fn transposed_convolutions_are_dense() {
         let groups = pick(1, 3);
         let shape = [2, 2 * groups as usize, pick(1, 5) as usize, pick(1, 5) as usize];
         let mut w = vec![];
-        let mut taps = vec![3 * groups as usize, 2];
+        // few and many channels
+        let channels = if case % 2 == 0 { 3 } else { 16 };
+        let mut taps = vec![channels * groups as usize, 2];
         for _ in 0..2 {
             let (step, k) = (pick(1, 5), pick(1, 6));
             taps.push(k as usize);

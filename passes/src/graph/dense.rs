@@ -2,9 +2,10 @@
 //!
 //! * A transposed convolution is a convolution of an input with `s - 1` zeros between its elements. Of the
 //!   taps of its kernel, an output at place `o` meets elements with those of one residue modulo `s` only.
-//!   So the outputs of each residue ("phase") are an ordinary convolution of the input with every `s`-th tap;
-//!   all phases together are one convolution with `s` times as many channels in each dim, whose result is
-//!   interleaved (Shi et al. 2016).
+//!   So the outputs of each residue ("phase") are an ordinary convolution of the input with every `s`-th tap.
+//!   Where all phases begin at the same element, they are one convolution with `s` times as many channels in
+//!   each dim, whose result is interleaved (Shi et al. 2016); elsewhere that form computes a margin and
+//!   products by missing taps, which only pays where there are few channels.
 //! * Taps that meet nothing but padding, wherever the kernel lies, are cut off: wide dilations on small
 //!   images have many. Where most taps meet padding at most places, the result is put together from
 //!   regions in each of which the same taps meet the input.
@@ -33,6 +34,16 @@ struct Phases {
     /// Places that the first phase begins before the result.
     shift: i64,
     /// Results of each phase.
+    extent: Dim,
+    window: WindowDim,
+}
+
+/// One phase of one dim: taps `first`, `first + step`, ...
+struct Phase {
+    first: i64,
+    step: i64,
+    taps: i64,
+    /// Results.
     extent: Dim,
     window: WindowDim,
 }
@@ -121,6 +132,9 @@ fn regions(w: &WindowDim, taps: i64, input: Option<i64>, output: Option<i64>) ->
 /// Products that are worth the kernels of several regions.
 const REGION_PRODUCTS: i64 = 1 << 23;
 const MAX_REGIONS: usize = 16;
+
+/// Channels of the result that fill a vector.
+const MIN_CHANNELS: i64 = 16;
 
 struct Build<'a, 'm, 's> {
     symbols: &'a Symbols,
@@ -263,6 +277,9 @@ impl Build<'_, '_, '_> {
                 None => return Ok(None),
             }
         }
+        if let Some(y) = self.separate_phases([x, w], window, groups, taps, &phases)? {
+            return Ok(Some(vec![y]));
+        }
         let n = phases.len();
         let groups_dim = Dim::from(groups as i64);
         let (channels, rest) = self.shape(w)[0].split_multiple(&groups_dim);
@@ -289,6 +306,122 @@ impl Build<'_, '_, '_> {
             y = self.slice(y, start, result.shape, 1)?;
         }
         Ok(Some(vec![y]))
+    }
+
+    /// A convolution for each phase, side by side in the channels of one value; `None` where one for all
+    /// of them is better.
+    fn separate_phases(
+        &mut self,
+        [x, w]: [ValueId; 2],
+        window: &[WindowDim],
+        groups: usize,
+        taps: &[i64],
+        together: &[Phases],
+    ) -> Result<Option<ValueId>> {
+        let Prim::Convolve { acc, .. } = self.site.op.prim else { return Ok(None) };
+        let (input, result) = (self.shape(x).to_vec(), self.site.types[0].clone());
+        let waste = together.iter().zip(taps).any(|(p, k)| p.shift != 0 || p.taps * p.count != *k);
+        let wide = result.shape[1].as_const().is_some_and(|c| c >= MIN_CHANNELS);
+        let count: i64 = together.iter().map(|p| p.count).product();
+        if !waste || !wide || count > MAX_REGIONS as i64 {
+            return Ok(None);
+        }
+        let mut dims = Vec::new();
+        for ((d, w), k) in window.iter().enumerate().zip(taps) {
+            match self.phases_of(w, *k, &input[2 + d], &result.shape[2 + d]) {
+                Some(p) => dims.push(p),
+                None => return Ok(None),
+            }
+        }
+        // one padded input for all
+        let margin = |f: &dyn Fn(&Dim, &Dim) -> Dim, of: &dyn Fn(&Phase) -> Dim, list: &[Phase]| {
+            list.iter().map(of).reduce(|a, b| f(&a, &b)).unwrap_or_default()
+        };
+        let most = |a: &Dim, b: &Dim| a.max_with(b, self.symbols);
+        let zero = Dim::from(0);
+        let mut lo = vec![zero.clone(); 2];
+        let mut hi = lo.clone();
+        for list in &dims {
+            lo.push(margin(&most, &|p| p.window.pad_lo.clone(), list).max_with(&zero, self.symbols));
+            hi.push(margin(&most, &|p| p.window.pad_hi.clone(), list).max_with(&zero, self.symbols));
+        }
+        let padded = if lo.iter().chain(&hi).all(|d| d.is_const(0)) {
+            x
+        } else {
+            let fill = self.zero(x);
+            let interior = vec![0; lo.len()];
+            let prim = Prim::Pad { lo: lo.clone(), hi, interior, mode: PadMode::Constant };
+            self.push(prim, vec![x, fill])?
+        };
+        let mut parts = Vec::new();
+        for number in 0..count {
+            let mut rest = number;
+            let mut chosen: Vec<&Phase> = Vec::new();
+            for list in dims.iter().rev() {
+                chosen.insert(0, &list[(rest % list.len() as i64) as usize]);
+                rest /= list.len() as i64;
+            }
+            let (mut start, mut size) = (vec![zero.clone(); 2], input[..2].to_vec());
+            let (mut first, mut every, mut some) = (start.clone(), vec![1; 2], self.shape(w)[..2].to_vec());
+            let mut plain = Vec::new();
+            for ((d, p), margin) in chosen.iter().enumerate().zip(&lo[2..]) {
+                start.push(margin - &p.window.pad_lo);
+                size.push(&input[2 + d] + &p.window.pad_lo + &p.window.pad_hi);
+                first.push(Dim::from(p.first));
+                every.push(p.step);
+                some.push(Dim::from(p.taps));
+                plain.push(WindowDim { pad_lo: zero.clone(), pad_hi: zero.clone(), ..p.window.clone() });
+            }
+            let x = self.slice(padded, start, size, 1)?;
+            let w = self.push(Prim::Slice { start: first, size: some, step: every }, vec![w])?;
+            parts.push(self.push(Prim::Convolve { window: plain, groups, acc }, vec![x, w])?);
+        }
+        // [N, (p.., C), q..] to [N, C, (q, p)..]
+        let n = dims.len();
+        let y = self.push(Prim::Concat { axis: 1 }, parts)?;
+        let counts = dims.iter().map(|d| Dim::from(d.len() as i64));
+        let extents: Vec<Dim> = dims.iter().map(|d| d[0].extent.clone()).collect();
+        let mut shape = vec![result.shape[0].clone()];
+        shape.extend(counts.chain([result.shape[1].clone()]).chain(extents.iter().cloned()));
+        let y = self.reshape(y, shape)?;
+        let perm = [0, 1 + n].into_iter().chain((0..n).flat_map(|d| [2 + n + d, 1 + d])).collect();
+        let y = self.transpose(y, perm)?;
+        let mut whole = result.shape[..2].to_vec();
+        whole.extend(extents.iter().zip(&dims).map(|(q, d)| q * &Dim::from(d.len() as i64)));
+        let y = self.reshape(y, whole)?;
+        if self.site.ty(y).shape == result.shape {
+            return Ok(Some(y));
+        }
+        let start = vec![zero; result.shape.len()];
+        self.slice(y, start, result.shape, 1).map(Some)
+    }
+
+    fn zero(&mut self, like: ValueId) -> ValueId {
+        let dtype = self.site.ty(like).dtype;
+        let source = ConstSource::Splat(Scalar::zero(dtype));
+        let id = self.cx.add_const(ConstData { dtype, shape: Vec::new(), source, name: None });
+        self.site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
+    }
+
+    /// The phases of one dim, each with its own taps; `None` where one has none.
+    fn phases_of(&self, w: &WindowDim, taps: i64, input: &Dim, output: &Dim) -> Option<Vec<Phase>> {
+        let s = w.base_dilation;
+        if s == 1 {
+            let (window, extent) = (w.clone(), output.clone());
+            return Some(vec![Phase { first: 0, step: 1, taps, extent, window }]);
+        }
+        let pad = w.pad_lo.as_const()?;
+        let extent = output.ceil_div(&Dim::from(s), self.symbols);
+        let phase = |p: i64| {
+            // the place o = s q + p meets tap k = first + s j and the element q + j - before
+            let first = (pad - p).rem_euclid(s);
+            let before = (pad - p - first) / s;
+            let each = (taps - first + s - 1) / s;
+            let after = &extent + Dim::from(each - 1 - before) - input;
+            let window = WindowDim { pad_lo: Dim::from(before), pad_hi: after, ..WindowDim::unit() };
+            (first < taps).then(|| Phase { first, step: s, taps: each, extent: extent.clone(), window })
+        };
+        (0..s).map(phase).collect()
     }
 
     /// `None` for what has no such form.
@@ -324,10 +457,7 @@ impl Build<'_, '_, '_> {
         let hi: Vec<Dim> = hi.chain(more.map(|(k, p)| Dim::from(p.taps * p.count) - k)).collect();
         let mut v = w;
         if hi.iter().any(|h| !h.is_const(0)) {
-            let dtype = self.site.ty(w).dtype;
-            let source = ConstSource::Splat(Scalar::zero(dtype));
-            let id = self.cx.add_const(ConstData { dtype, shape: Vec::new(), source, name: None });
-            let fill = self.site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0];
+            let fill = self.zero(w);
             let (lo, interior) = (vec![zero.clone(); n + 2], vec![0; n + 2]);
             v = self.push(Prim::Pad { lo, hi, interior, mode: PadMode::Constant }, vec![v, fill])?;
         }
