@@ -31,6 +31,9 @@ pub struct Build<'a> {
 
 type Result<T> = std::result::Result<T, PullError>;
 
+/// Elements of a vector, most likely.
+const LANES: i64 = 16;
+
 impl<'a> Build<'a> {
     pub fn puller(&self) -> Puller<'a> {
         Puller::new(self.unit, self.inline, self.homes, self.limit)
@@ -59,7 +62,36 @@ impl<'a> Build<'a> {
         let mut kernel = normalise(kernel, p.extents.clone(), self.unit.symbols);
         // after axes were split: a reduction may depend on the outer part of one alone
         split_domain(&mut kernel, &p.stmt_values)?;
+        self.channels_fill_lanes(&kernel, &p.stmt_values)?;
         Ok(KernelUnit { kernel, args: p.args, op: self.op, init: false })
+    }
+
+    /// A convolution whose channels are interleaved with places of the result before they are stored: where
+    /// no axis of the kernel has enough of them for a vector, it lies in a buffer of its own.
+    fn channels_fill_lanes(&self, kernel: &Kernel, values: &[ValueId]) -> Result<()> {
+        let reductions = kernel.stmts.iter().filter_map(|s| match s {
+            Stmt::Reduce { value, .. } => Some(*value),
+            _ => None,
+        });
+        for (value, &v) in reductions.zip(values) {
+            let g = self.unit.graph;
+            let convolves = g.def_op(v).is_some_and(|op| matches!(g[op].prim, Prim::Convolve { .. }));
+            let Expr::Binary(_, _, weights) = kernel.get(value) else { continue };
+            let Expr::Read { index, .. } = kernel.get(*weights) else { continue };
+            let Some(channel) = index.first().filter(|_| convolves) else { continue };
+            let parts: Vec<i64> = kernel
+                .domain
+                .iter()
+                .filter(|a| channel.uses_var(a.var))
+                .map(|a| a.extent.as_const().unwrap_or(i64::MAX))
+                .collect();
+            let all = g[v].ty.shape.get(1).and_then(Dim::as_const).unwrap_or(0);
+            let most = parts.iter().copied().max().unwrap_or(0);
+            if parts.len() > 1 && most < LANES.min(all) {
+                return Err(PullError::Materialise(v));
+            }
+        }
+        Ok(())
     }
 
     /// Origins of the ops, those that can report an index error first.

@@ -278,6 +278,22 @@ fn wide_dilations() {
 }
 
 #[test]
+fn interleaved_channels_lie_in_a_buffer() {
+    // channels of a pixel shuffle: three at neighbouring places, which fill no vector
+    let d = Dim::from;
+    let mut b = Builder::new("shuffle");
+    let x = b.input("x", DType::F32, [1, 4, 5, 6].map(d).to_vec());
+    let k = b.input("k", DType::F32, [18, 4, 3, 3].map(d).to_vec());
+    let y = b.convolve(x, k, &[window(1, 1), window(1, 1)], 1, DType::F32).unwrap();
+    let y = b.reshape(y, &[1, 2, 3, 3, 5, 6].map(d)).unwrap();
+    let y = b.transpose(y, &[0, 1, 4, 2, 5, 3]).unwrap();
+    let y = b.reshape(y, &[1, 2, 15, 18].map(d)).unwrap();
+    let m = b.finish(&[("y".into(), y)]).unwrap();
+    let p = check(&m, &[data(DType::F32, &[1, 4, 5, 6], 3), data(DType::F32, &[18, 4, 3, 3], 4)]);
+    assert!(names(&p).len() >= 2, "{:?}", names(&p));
+}
+
+#[test]
 fn lookups_of_expressions() {
     check_f32(&[&[1, 3, 4, 5]], |b, x| {
         let y = b.exp(x[0]).unwrap();

@@ -169,7 +169,13 @@ impl<'a> Chooser<'a> {
     }
 
     fn domain_lanes(&self, axis: &Axis, panel: Option<i64>) -> f64 {
-        let vector = self.vector_cost(&axis.extent);
+        let strided = |x: &Access| !matches!(self.a.step(&x.offset, axis.var, panel), Step::Zero | Step::One);
+        let vector = if self.a.works.iter().flat_map(|w| &w.accesses).all(strided) {
+            // nothing is contiguous: lanes are worth no more than there are
+            self.vector_cost(&Dim::from(self.a.estimate(&axis.extent) as i64))
+        } else {
+            self.vector_cost(&axis.extent)
+        };
         let work = |w: &Work| {
             let accesses: f64 = w.accesses.iter().map(|x| self.access_cost(x, axis.var, panel, vector)).sum();
             self.a.points(w) * (accesses + w.ops * vector)
