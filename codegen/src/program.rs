@@ -139,7 +139,7 @@ pub fn build(
                 scratch: size(&crate::scratch_bytes(&v.func))?,
             });
         }
-        let writes = k.kernel.buffers.iter().map(|b| b.access != ir::kernel::Access::Read).collect();
+        let writes = k.kernel.operands().map(|b| b.access != ir::kernel::Access::Read).collect();
         kernels.push(KernelDef { name: k.kernel.name.clone(), writes, variants, flops: size(&k.flops)? });
     }
     let objects: Vec<Vec<u8>> = compiled.into_iter().map(|c| c.object).collect();

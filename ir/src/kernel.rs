@@ -31,6 +31,9 @@ pub enum Access {
     Write,
     /// Read and written in place (scatter, update_slice, ordered carries).
     ReadWrite,
+    /// Belongs to one call of a chain: written by one stage, read by later ones. No operand of the call;
+    /// these buffers come after all others.
+    Local,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -169,7 +172,20 @@ pub struct Kernel {
     pub locals: u32,
     /// A generated kernel of the closed table, where kernel IR cannot say it (then no statements).
     pub generated: Option<Generated>,
+    /// A chain (then no statements either): these kernels, one after another.
+    pub stages: Vec<Stage>,
+    /// Index variables with values from outside, in `0..extent`: where a block of a chain begins.
+    pub params: Vec<Axis>,
     pub origins: Vec<OriginId>,
+}
+
+/// One kernel of a chain. A chain means its stages in order, each over its whole domain; that they may
+/// share loops is for schedules to find out.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Stage {
+    pub kernel: Kernel,
+    /// Buffers of the chain that are the operands of the kernel.
+    pub args: Vec<BufId>,
 }
 
 /// The closed table of generated kernels: loop IR comes from a generator over shape and dtype.
@@ -214,6 +230,10 @@ impl Kernel {
     pub fn new_local(&mut self) -> u32 {
         self.locals += 1;
         self.locals - 1
+    }
+    /// Buffers that a call has to bring: all but the local ones, which come last.
+    pub fn operands(&self) -> impl Iterator<Item = &Buffer> {
+        self.buffers.iter().filter(|b| b.access != Access::Local)
     }
     pub fn add_buffer(&mut self, b: Buffer) -> BufId {
         self.buffers.push(b);

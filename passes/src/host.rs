@@ -409,6 +409,9 @@ pub(crate) fn kernel_key(k: &Kernel) -> String {
         let _ = write!(key, "{:?}{:?}{:?}{:?}{}|", b.dtype, b.shape, b.layout, b.access, b.constant);
     }
     let _ = write!(key, "{:?}{:?}{:?}{:?}", k.domain, k.stmts, k.exprs(), k.generated);
+    for s in &k.stages {
+        let _ = write!(key, "{:?}{{{}}}", s.args, kernel_key(&s.kernel));
+    }
     if k.exprs().iter().any(|e| matches!(e, Expr::Bind { .. })) || key.contains("Bind {") {
         let _ = write!(key, "{:?}", k.origins);
     }

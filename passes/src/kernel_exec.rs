@@ -56,6 +56,8 @@ struct Machine<'a> {
     /// Arena offset, by buffer; `None` where it is not laid out yet.
     offsets: Vec<Option<usize>>,
     lens: Vec<usize>,
+    /// Local buffers of the chain that runs: their ids come after those of the program.
+    locals: Vec<Memory>,
     /// For `interp::eval_op`.
     empty: Module,
 }
@@ -70,6 +72,7 @@ impl<'a> Machine<'a> {
             own: vec![Memory::default(); n],
             offsets: vec![None; n],
             lens: vec![0; n],
+            locals: Vec::new(),
             empty: Module::default(),
         };
         for (i, b) in p.buffers.iter().enumerate() {
@@ -123,6 +126,9 @@ impl<'a> Machine<'a> {
     }
 
     fn bytes(&self, b: BufferId) -> Result<&[u8]> {
+        if let Some(local) = (b.0 as usize).checked_sub(self.p.buffers.len()) {
+            return Ok(&self.locals[local].bytes);
+        }
         let i = self.resolve(b);
         match self.p.buffers[i].place {
             Place::Arena { .. } => match self.offsets[i] {
@@ -133,6 +139,9 @@ impl<'a> Machine<'a> {
         }
     }
     fn bytes_mut(&mut self, b: BufferId) -> Result<&mut [u8]> {
+        if let Some(local) = (b.0 as usize).checked_sub(self.p.buffers.len()) {
+            return Ok(&mut self.locals[local].bytes);
+        }
         let i = self.resolve(b);
         match self.p.buffers[i].place {
             Place::Arena { .. } => match self.offsets[i] {
@@ -188,6 +197,7 @@ impl<'a> Machine<'a> {
                 let kernel = &self.p.kernels[*kernel];
                 match &kernel.generated {
                     Some(g) => self.generated(kernel, g, args)?,
+                    None if !kernel.stages.is_empty() => self.chain(kernel, args, *origin)?,
                     None => self.kernel(kernel, args, *origin)?,
                 }
             }
@@ -350,6 +360,23 @@ impl<'a> Machine<'a> {
         self.bytes_mut(targets[0])?[..found.len()].copy_from_slice(&found);
         let count = (found.len() / 8) as i64;
         self.bytes_mut(targets[1])?[..8].copy_from_slice(&count.to_le_bytes());
+        Ok(())
+    }
+
+    /// The stages one after another, each over its whole domain.
+    fn chain(&mut self, chain: &Kernel, args: &[BufferId], origin: OriginId) -> Result<()> {
+        let mut all = args.to_vec();
+        for b in &chain.buffers[args.len()..] {
+            let bytes = crate::host::buffer_bytes(b.dtype, &b.shape, &b.layout, &self.p.module.symbols);
+            let bytes = self.size(&bytes)?;
+            all.push(BufferId((self.p.buffers.len() + self.locals.len()) as u32));
+            self.locals.push(Memory { bytes: vec![0xAA; bytes] });
+        }
+        for s in &chain.stages {
+            let own: Vec<BufferId> = s.args.iter().map(|a| all[a.0 as usize]).collect();
+            self.kernel(&s.kernel, &own, origin)?;
+        }
+        self.locals.clear();
         Ok(())
     }
 

@@ -9,12 +9,14 @@
 //!   normalise    axes split so that accesses become affine
 //! layout       how each buffer lies in memory
 //! host         the order of calls, sizes, control flow
+//! chain        kernels that share an outer domain, as one
 //! place        lifetimes and arena offsets
 //! schedule, lower                                               kernels -> loop IR
 //! ```
 //!
 //! [`pipeline::PASSES`] is the order of execution, [`compile`] the way in.
 
+mod chain;
 mod control;
 pub mod error;
 pub mod facts;
@@ -103,7 +105,10 @@ pub fn lower_kernels(p: Planned, target: &TargetDesc, tuned: Option<&Tuned>) -> 
     let kernels = p
         .kernels
         .par_iter()
-        .map(|k| schedule::lower_tuned(k, &p.module.symbols, target, tuned))
+        .map(|k| match k.stages.is_empty() {
+            true => schedule::lower_tuned(k, &p.module.symbols, target, tuned),
+            false => chain::lower_chain(k, &p.module.symbols, target),
+        })
         .collect::<Vec<_>>()
         .into_iter()
         .collect::<Result<_>>()?;

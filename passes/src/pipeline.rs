@@ -2,7 +2,7 @@
 
 use crate::error::{PassError, Result};
 use crate::host::Planned;
-use crate::{Options, graph, host, place};
+use crate::{Options, chain, graph, host, place};
 use ir::Module;
 use ir::host::Lowered;
 use ir::target::TargetDesc;
@@ -144,6 +144,17 @@ pub const PASSES: &[Pass] = &[
         stage: Stage::Kernels,
         reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
         run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices())?)),
+    },
+    Pass {
+        name: "fuse-chains",
+        stage: Stage::Kernels,
+        reason: "kernels whose intermediate values can stay in cache become one; before buffers get places, \
+                 of which it needs fewer",
+        run: |s, cx| {
+            let mut p = planned(s)?;
+            chain::fuse(&mut p, cx.target);
+            Ok(State::Planned(p))
+        },
     },
     Pass {
         name: "place-buffers",

@@ -258,7 +258,8 @@ pub(crate) fn fuse_packing(out: &mut Planned, packed: &HashMap<(BufferId, Layout
     drop_unused_kernels(out);
 }
 
-fn count_uses(steps: &[Step], uses: &mut [usize]) {
+/// How often steps mention each buffer.
+pub(crate) fn count_uses(steps: &[Step], uses: &mut [usize]) {
     for s in steps {
         let mentioned: Vec<BufferId> = match s {
             Step::Call { args, .. } => args.clone(),
@@ -282,7 +283,7 @@ fn count_uses(steps: &[Step], uses: &mut [usize]) {
 }
 
 /// Kernels that no step calls any more.
-fn drop_unused_kernels(out: &mut Planned) {
+pub(crate) fn drop_unused_kernels(out: &mut Planned) {
     let mut used = vec![false; out.kernels.len()];
     for_each_call(&mut out.init, &mut |k| used[*k] = true);
     for_each_call(&mut out.steps, &mut |k| used[*k] = true);

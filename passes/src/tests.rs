@@ -34,7 +34,7 @@ fn plan(module: &Module) -> Planned {
 }
 
 /// Numbers that are not all alike: small, of both signs.
-fn data(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+pub fn data(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let n: usize = shape.iter().product();
     let mut t = Tensor::zeros(dtype, shape.to_vec());
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;

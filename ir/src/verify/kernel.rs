@@ -18,6 +18,10 @@
 //! written, and one index for each of its dims. Carried locals keep their type; the values after a step see what the
 //! body defines. A generated kernel has no statements and no domain.
 //!
+//! **Chains.** A kernel with stages has neither statements nor a domain. No stage is a chain or a generated kernel; each brings
+//! buffers that agree with its operands in element type, shape and layout. A local buffer is written by one stage, before any
+//! reads it; only chains have local buffers, and all other buffers come before them.
+//!
 //! Not checked: that indices are in bounds where the guards hold, and that different points store to different elements.
 
 use crate::dtype::Scalar;
@@ -52,6 +56,11 @@ pub fn verify(k: &Kernel) -> Result<()> {
             "a generated kernel has statements".into()
         });
     }
+    if !k.stages.is_empty() {
+        return v.chain();
+    }
+    v.require(k.buffers.iter().all(|b| b.access != Access::Local), || "local buffers without stages".into())?;
+    v.axes(&k.params)?;
     v.axes(&k.domain)?;
     v.stmts(&k.stmts)
 }
@@ -100,6 +109,35 @@ impl Verifier<'_> {
             }
             let whole = frags.last().is_some_and(|f| f.len.is_none());
             self.require(whole, || format!("dim {dim} has no outermost fragment"))?;
+        }
+        Ok(())
+    }
+
+    fn chain(&mut self) -> Result<()> {
+        let k = self.k;
+        self.require(k.stmts.is_empty() && k.domain.is_empty(), || "a chain has statements".into())?;
+        let sorted = k.buffers.is_sorted_by_key(|b| b.access == Access::Local);
+        self.require(sorted, || "local buffers come last".into())?;
+        let mut written = vec![false; k.buffers.len()];
+        for (i, s) in k.stages.iter().enumerate() {
+            self.place = format!("kernel {}, stage {i}", k.name);
+            let plain = s.kernel.stages.is_empty() && s.kernel.generated.is_none();
+            self.require(plain, || "a chain or generated kernel as a stage".into())?;
+            verify(&s.kernel)?;
+            self.require(s.args.len() == s.kernel.buffers.len(), || "operands and buffers differ".into())?;
+            for (a, b) in s.args.iter().zip(&s.kernel.buffers) {
+                let of = self.buf(*a)?;
+                let same = of.dtype == b.dtype && of.shape == b.shape && of.layout == b.layout;
+                self.require(same, || format!("{} is not as {}", of.name, b.name))?;
+                let done = &mut written[a.0 as usize];
+                let ok = match (of.access, b.access) {
+                    (Access::Local, Access::Read) => *done,
+                    (Access::Local, Access::Write) => !std::mem::replace(done, true),
+                    (Access::Read, Access::Read) | (Access::Write | Access::ReadWrite, _) => true,
+                    _ => false,
+                };
+                self.require(ok, || format!("{} may not be accessed in this way", of.name))?;
+            }
         }
         Ok(())
     }

@@ -86,6 +86,11 @@ impl<'a> Eval<'a> {
                 b.buf(x.name.clone(), x.dtype, writable, x.dtype.bytes() as u32)
             })
             .collect();
+        Eval::within(b, mems, k, facts)
+    }
+
+    /// Evaluates into a function that is being built; `mems`: its memory, by buffer of the kernel.
+    pub fn within(mut b: LoopBuilder, mems: Vec<Mem>, k: &'a Kernel, facts: VarFacts<'a>) -> Eval<'a> {
         for o in &k.origins {
             b.origin(*o);
         }

@@ -5,7 +5,8 @@ use super::space::VarFacts;
 use crate::error::Result;
 use crate::schedule::{ColTile, Edge, InnerSpec, Schedule};
 use ir::kernel::{Axis, Expr, ExprId, Guard, Kernel, Stmt};
-use ir::loops::{Func, Launch, Level, Ty, Val};
+use ir::loops::{Func, Launch, Level, Mem, Ty, Val};
+use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, Combine, ConvertMode};
 use ir::{Dim, Monoid, Symbols, Var};
 use std::collections::HashMap;
@@ -17,16 +18,40 @@ use std::collections::HashMap;
 /// Where schedule and kernel do not fit each other, or the kernel breaks an invariant.
 pub fn lower(kernel: &Kernel, symbols: &Symbols, schedule: &Schedule, ns_per_iter: f64) -> Result<Func> {
     let facts = VarFacts::of(kernel, symbols);
-    let mut nest = Nest {
-        e: Eval::new(kernel, facts),
-        s: schedule,
-        extents: kernel.domain.iter().map(|a| (a.var, a.extent.clone())).collect(),
-        ranges: HashMap::new(),
-        row_base: None,
-        stmt: 0,
-    };
+    let mut nest = Nest::new(Eval::new(kernel, facts), schedule);
     let trip = nest.run()?;
     Ok(nest.e.b.finish(Launch { trip, ns_per_iter, ..Launch::default() }))
+}
+
+/// Lowers `kernel` into the open block of a function that is being built, by a schedule without parallel
+/// loops. `mems`: its memory, by buffer of the kernel; `params`: values of the kernel's parameters.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_into(
+    b: LoopBuilder,
+    mems: Vec<Mem>,
+    kernel: &Kernel,
+    symbols: &Symbols,
+    schedule: &Schedule,
+    params: &[Val],
+) -> Result<LoopBuilder> {
+    let mut e = Eval::within(b, mems, kernel, VarFacts::of(kernel, symbols));
+    for (p, value) in kernel.params.iter().zip(params) {
+        e.bind(p.var, *value);
+    }
+    let mut nest = Nest::new(e, schedule);
+    nest.check()?;
+    if schedule.loops.iter().any(|l| l.parallel) {
+        return Err(nest.e.fault("a stage of a chain has no parallel loops of its own".into()));
+    }
+    if !nest.is_empty() {
+        nest.begin_rows();
+        let scope = nest.e.enter();
+        nest.walk(0, &[])?;
+        nest.e.leave(scope);
+    }
+    Ok(nest.e.b)
 }
 
 struct Nest<'a> {
@@ -40,27 +65,40 @@ struct Nest<'a> {
     stmt: usize,
 }
 
-impl Nest<'_> {
+impl<'a> Nest<'a> {
+    fn new(e: Eval<'a>, s: &'a Schedule) -> Nest<'a> {
+        let extents = e.k.domain.iter().map(|a| (a.var, a.extent.clone())).collect();
+        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0 }
+    }
+
+    /// Strides of an empty kernel may be 0 where its tiles have many rows: it has no code at all.
+    fn is_empty(&self) -> bool {
+        self.extents.values().any(|e| e.is_const(0))
+    }
+
+    /// The row axis becomes a base, which a loop binds, and the numbers of the tile's rows.
+    fn begin_rows(&mut self) {
+        let Some(r) = self.s.rows else { return };
+        let extent = self.extents[&r.axis].clone();
+        let base = self.e.fresh(extent);
+        let iota = self.e.fresh(Dim::from(i64::from(r.size)));
+        let numbers = self.e.b.iota(Ty::tile(ir::DType::I64, r.size, 1), false);
+        self.e.bind(iota, numbers);
+        let by = if r.size == 1 { Dim::from(base) } else { Dim::from(base) + Dim::from(iota) };
+        self.e.replace(r.axis, by);
+        self.e.row = (r.size > 1).then_some(TileDim { iota, size: r.size });
+        self.row_base = Some(base);
+    }
+
     fn run(&mut self) -> Result<Dim> {
         self.check()?;
-        if self.extents.values().any(|e| e.is_const(0)) {
-            // strides of an empty kernel may be 0 where its tiles have many rows
+        if self.is_empty() {
             let none = self.e.b.index(0);
             self.e.b.open_parallel(Level::Thread, none);
             self.e.b.close_for(&[]);
             return Ok(Dim::from(0));
         }
-        if let Some(r) = self.s.rows {
-            let extent = self.extents[&r.axis].clone();
-            let base = self.e.fresh(extent);
-            let iota = self.e.fresh(Dim::from(i64::from(r.size)));
-            let numbers = self.e.b.iota(Ty::tile(ir::DType::I64, r.size, 1), false);
-            self.e.bind(iota, numbers);
-            let by = if r.size == 1 { Dim::from(base) } else { Dim::from(base) + Dim::from(iota) };
-            self.e.replace(r.axis, by);
-            self.e.row = (r.size > 1).then_some(TileDim { iota, size: r.size });
-            self.row_base = Some(base);
-        }
+        self.begin_rows();
         let parallel = self.s.loops.iter().take_while(|l| l.parallel).count();
         let counts: Vec<Dim> = self.s.loops[..parallel]
             .iter()

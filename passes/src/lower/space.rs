@@ -14,6 +14,7 @@ pub struct VarFacts<'a> {
 impl<'a> VarFacts<'a> {
     pub fn of(kernel: &Kernel, symbols: &'a Symbols) -> VarFacts<'a> {
         let mut facts = VarFacts { symbols, extents: Vec::new() };
+        kernel.params.iter().for_each(|a| facts.set(a.var, a.extent.clone()));
         for_each_axis(kernel, &mut |a| facts.set(a.var, a.extent.clone()));
         for e in kernel.exprs() {
             if let Expr::Bind { var, bound, .. } = e {
@@ -160,6 +161,7 @@ pub fn rewrite(kernel: &Kernel, r: &mut dyn Rewrite) -> Kernel {
     out.vars.clone_from(&kernel.vars);
     out.locals = kernel.locals;
     out.generated.clone_from(&kernel.generated);
+    out.params.clone_from(&kernel.params);
     out.origins.clone_from(&kernel.origins);
     // operands precede their users, so one pass in order sees every operand first
     let mut ids: Vec<ExprId> = Vec::with_capacity(kernel.exprs().len());

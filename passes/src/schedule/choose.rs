@@ -36,7 +36,17 @@ const MIN_WORK: f64 = 2000.0;
 /// Schedules of a kernel in normal form, most special first; the last has no guard.
 pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choice> {
     let a = Analysis::of(k, symbols);
-    let chooser = Chooser::new(&a, target);
+    variants_of(&a, &Chooser::new(&a, target))
+}
+
+/// As [`variants`], for a kernel that runs inside of a parallel loop: all its loops are serial. The time is
+/// that of its arithmetic.
+pub fn serial_variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choice> {
+    let a = Analysis::of(k, symbols);
+    variants_of(&a, &Chooser { parallel: false, ..Chooser::new(&a, target) })
+}
+
+fn variants_of(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
     let Some(rows) = chooser.rows else { return vec![chooser.choice(None, Vec::new())] };
     let extent = a.extent(rows.axis);
     let least = extent.bounds(&a.facts).0;
@@ -74,6 +84,8 @@ struct Chooser<'a> {
     rows: Option<RowTile>,
     contraction: bool,
     scalar: Option<String>,
+    /// Some loops may be parallel.
+    parallel: bool,
 }
 
 /// An axis as the lanes of a statement: estimated cost in scalar operations.
@@ -118,6 +130,7 @@ impl<'a> Chooser<'a> {
             rows: None,
             contraction: false,
             scalar: None,
+            parallel: true,
         };
         c.choose_columns();
         c.choose_tile();
@@ -353,7 +366,10 @@ impl<'a> Chooser<'a> {
         };
         let order = self.loop_order(rows.map(|r| r.axis));
         let trip = self.bind_loops(&order, &mut schedule);
-        let ns_per_iter = self.nanoseconds() / trip.max(1.0);
+        let ns_per_iter = match self.parallel {
+            true => self.nanoseconds() / trip.max(1.0),
+            false => self.work() * NS_PER_OP,
+        };
         Choice { guards, schedule, ns_per_iter }
     }
 
@@ -481,7 +497,7 @@ impl<'a> Chooser<'a> {
         // iterations as estimated, and those that there are whatever the sizes
         let (mut trip, mut sure) = (1.0, 1.0);
         let mut serial = Vec::new();
-        let mut open = true;
+        let mut open = self.parallel;
         for v in order {
             let step = match (s.rows, s.cols) {
                 (Some(r), _) if r.axis == *v => r.size,

@@ -13,6 +13,7 @@
 //!
 //! Expressions print as formulas; one that is used more than once gets a name of the text (`$0 = ...`) in front of the statement
 //! that needs it first, so that the text stays as small as the kernel. A constant is a number and its element type.
+//! A chain has `stage (operands) { kernel ... }` clauses instead of statements.
 //! A fragment `d1/32%4` of a layout is part `(index of dim 1 / 32) % 4`. Symbols print as `s0`, locals as `l0`,
 //! variables and buffers by name where names can be told apart, else as `v0`, `b0`.
 //!
@@ -44,7 +45,7 @@ fn usable<'a>(names: impl Iterator<Item = &'a str> + Clone, i: usize) -> bool {
     let reserved =
         ["floordiv", "mod", "min", "max", "if", "else", "inf", "nan", "bits", "next", "let", "bind"]
             .contains(&n)
-            || ["for", "ordered", "combine", "domain"].contains(&n)
+            || ["for", "ordered", "combine", "domain", "params", "stage"].contains(&n)
             || ['s', 'l', 'v', 'b'].into_iter().any(|p| numbered(n, p).is_some())
             || n.parse::<DType>().is_ok();
     plain && !reserved && names.filter(|m| *m == n).count() == 1

@@ -2,7 +2,7 @@
 
 use super::{CMP_SIGNS, buf_name, numbered, usable};
 use crate::dtype::Scalar;
-use crate::kernel::{Access, Axis, BufId, Buffer, Dot, Expr, ExprId, Generated, Guard, Kernel, Stmt};
+use crate::kernel::{Access, Axis, BufId, Buffer, Dot, Expr, ExprId, Generated, Guard, Kernel, Stage, Stmt};
 use crate::layout::{Frag, Layout};
 use crate::prim::{BinaryOp, Combine, ConvertMode, Monoid, UnaryOp};
 use crate::text::lex::{Cursor, Kind};
@@ -19,15 +19,8 @@ const MAX_LOCALS: u32 = 1 << 20;
 /// # Errors
 /// [`crate::IrError::Parse`] with line and column. What parses is not verified yet.
 pub fn parse(text: &str) -> Result<Kernel> {
-    let mut p = Parser {
-        c: Cursor::new(text),
-        k: Kernel::default(),
-        interned: HashMap::new(),
-        names: Vec::new(),
-        vars: HashMap::new(),
-        bufs: HashMap::new(),
-    };
-    p.kernel()?;
+    let mut p = Parser::new(Cursor::new(text));
+    p.kernel(0)?;
     if !p.c.at_end() {
         return Err(p.c.expected("the end of the text"));
     }
@@ -47,7 +40,18 @@ struct Parser<'a> {
     bufs: HashMap<String, BufId>,
 }
 
-impl Parser<'_> {
+impl<'a> Parser<'a> {
+    fn new(c: Cursor<'a>) -> Parser<'a> {
+        Parser {
+            c,
+            k: Kernel::default(),
+            interned: HashMap::new(),
+            names: Vec::new(),
+            vars: HashMap::new(),
+            bufs: HashMap::new(),
+        }
+    }
+
     /// As [`Kernel::expr`], but texts may be long.
     fn intern(&mut self, e: Expr) -> ExprId {
         if let Some(id) = self.interned.get(&e) {
@@ -58,7 +62,8 @@ impl Parser<'_> {
         id
     }
 
-    fn kernel(&mut self) -> Result<()> {
+    /// `level`: chains around the kernel.
+    fn kernel(&mut self, level: usize) -> Result<()> {
         self.c.expect("kernel")?;
         self.k.name = self.c.sigil("@")?.into_owned();
         // shapes of buffers mention symbols only
@@ -111,18 +116,47 @@ impl Parser<'_> {
         if self.c.eat("generated") {
             self.k.generated = Some(self.generated()?);
         }
+        if self.c.eat("params") {
+            self.k.params = self.axis_list()?;
+        }
+        while self.c.eat("stage") {
+            let s = self.stage(level)?;
+            self.k.stages.push(s);
+        }
         if self.c.eat("domain") {
-            loop {
-                let a = self.axis()?;
-                self.k.domain.push(a);
-                if !self.c.eat(",") {
-                    break;
-                }
-            }
+            self.k.domain = self.axis_list()?;
         }
         let (stmts, _) = self.stmts(0)?;
         self.k.stmts = stmts;
         Ok(())
+    }
+
+    fn axis_list(&mut self) -> Result<Vec<Axis>> {
+        let mut axes = vec![self.axis()?];
+        while self.c.eat(",") {
+            axes.push(self.axis()?);
+        }
+        Ok(axes)
+    }
+
+    fn stage(&mut self, level: usize) -> Result<Stage> {
+        if level > 0 {
+            return Err(self.c.error("a chain inside of a chain"));
+        }
+        let mut args = Vec::new();
+        self.c.expect("(")?;
+        while !self.c.eat(")") {
+            if !args.is_empty() {
+                self.c.expect(",")?;
+            }
+            args.push(self.buf()?);
+        }
+        self.c.expect("{")?;
+        let mut inner = Parser::new(self.c);
+        inner.kernel(level + 1)?;
+        self.c = inner.c;
+        self.c.expect("}")?;
+        Ok(Stage { kernel: inner.k, args })
     }
 
     fn generated(&mut self) -> Result<Generated> {
@@ -154,7 +188,8 @@ impl Parser<'_> {
             "read" => Access::Read,
             "write" => Access::Write,
             "readwrite" => Access::ReadWrite,
-            _ => return Err(at.expected("`read`, `write` or `readwrite`")),
+            "local" => Access::Local,
+            _ => return Err(at.expected("`read`, `write`, `readwrite` or `local`")),
         };
         let constant = self.c.eat("constant");
         let mut layout = Layout::row_major(shape.len());

@@ -101,6 +101,16 @@ impl Printer<'_> {
             }
             Some(Generated::Compact) => writeln!(self.out, "  generated compact")?,
         }
+        if !k.params.is_empty() {
+            writeln!(self.out, "  params {}", self.axes(&k.params))?;
+        }
+        for s in &k.stages {
+            writeln!(self.out, "  stage ({}) {{", comma(&s.args, |b| buf_name(k, *b)))?;
+            for line in s.kernel.to_string().lines() {
+                writeln!(self.out, "    {line}")?;
+            }
+            writeln!(self.out, "  }}")?;
+        }
         if !k.domain.is_empty() {
             writeln!(self.out, "  domain {}", self.axes(&k.domain))?;
         }
@@ -114,6 +124,7 @@ impl Printer<'_> {
             Access::Read => "read",
             Access::Write => "write",
             Access::ReadWrite => "readwrite",
+            Access::Local => "local",
         };
         let constant = if b.constant { " constant" } else { "" };
         let shape = comma(&b.shape, |d| self.dim(d));

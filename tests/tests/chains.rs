@@ -1,0 +1,81 @@
+//! Chains of kernels, compiled and run: the same results as the reference interpreter at every size.
+
+use kernelsmith::interp::{Interp, Tolerance, compare};
+use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::prim::{Monoid, WindowDim};
+use kernelsmith::ir::{DType, Dim, Module, Tensor};
+use kernelsmith::{CompileOptions, codegen, compile_module};
+
+fn data(shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 40) % 4001) as f32 / 2000.0 - 1.0
+    };
+    let n: usize = shape.iter().product();
+    let bytes = (0..n).flat_map(|_| next().to_le_bytes()).collect();
+    Tensor::new(DType::F32, shape.to_vec(), bytes)
+}
+
+/// Compiled once for each backend, then run on each set of input shapes.
+fn check(module: &Module, cases: &[Vec<Vec<usize>>]) {
+    for backend in codegen::available() {
+        let options = CompileOptions { backend: Some(backend.into()), threads: 2, ..Default::default() };
+        let compiled = compile_module(module.clone(), &options).unwrap();
+        let chains = compiled.lowered.kernels.iter().filter(|k| !k.kernel.stages.is_empty()).count();
+        assert!(chains > 0, "no chain on {backend}");
+        let mut context = compiled.context();
+        for case in cases {
+            let inputs: Vec<Tensor> = case.iter().zip(1..).map(|(s, i)| data(s, i)).collect();
+            let want = Interp::new(module).run(&inputs).unwrap();
+            let got = compiled.run(&mut context, &inputs).unwrap();
+            let c = compare(&got[0], &want[0], Tolerance::of_network(DType::F32));
+            assert!(c.passes(), "{case:?} on {backend}: {c}");
+        }
+    }
+}
+
+#[test]
+fn attention_of_all_lengths() {
+    let mut b = Builder::new("attention");
+    let n = b.symbol("batch", 0, 64);
+    let [t, s] = ["queries", "keys"].map(|name| b.symbol(name, 0, 4096));
+    let (h, d) = (Dim::from(6), Dim::from(16));
+    let q = b.input("q", DType::F32, vec![n.clone(), t.clone(), h.clone(), d.clone()]);
+    let k = b.input("k", DType::F32, vec![n.clone(), s.clone(), h.clone(), d.clone()]);
+    let v = b.input("v", DType::F32, vec![n, s, h, d]);
+    let q = b.transpose(q, &[0, 2, 1, 3]).unwrap();
+    let k = b.transpose(k, &[0, 2, 3, 1]).unwrap();
+    let v = b.transpose(v, &[0, 2, 1, 3]).unwrap();
+    let x = b.matmul(q, k).unwrap();
+    let x = b.mul_scalar(x, 0.25).unwrap();
+    let max = b.reduce(Monoid::Max, x, &[3], true).unwrap();
+    let e = b.sub(x, max).unwrap();
+    let e = b.exp(e).unwrap();
+    let sum = b.reduce(Monoid::Sum, e, &[3], true).unwrap();
+    let p = b.div(e, sum).unwrap();
+    let y = b.matmul(p, v).unwrap();
+    let y = b.transpose(y, &[0, 2, 1, 3]).unwrap();
+    let m = b.finish(&[("y".into(), y)]).unwrap();
+    let sizes = [(1, 1, 1), (1, 37, 37), (2, 5, 9), (1, 64, 33), (3, 1, 50), (0, 3, 3), (1, 0, 4)];
+    let cases: Vec<Vec<Vec<usize>>> = sizes
+        .iter()
+        .map(|&(n, t, s)| vec![vec![n, t, 6, 16], vec![n, s, 6, 16], vec![n, s, 6, 16]])
+        .collect();
+    check(&m, &cases);
+}
+
+#[test]
+fn winograd_over_blocks_of_tiles() {
+    for (h, w) in [(30, 26), (28, 28)] {
+        let mut b = Builder::new("convolution");
+        let x = b.input("x", DType::F32, [1, 32, h, w].map(Dim::from).to_vec());
+        let y = b.tanh(x).unwrap();
+        let k = b.random_constant(DType::F32, &[32, 32, 3, 3], 7, 0.0, 0.1).unwrap();
+        let one = WindowDim { pad_lo: Dim::from(1), pad_hi: Dim::from(1), ..WindowDim::unit() };
+        let y = b.convolve(y, k, &[one.clone(), one], 1, DType::F32).unwrap();
+        let y = b.add(y, x).unwrap();
+        let m = b.finish(&[("y".into(), y)]).unwrap();
+        check(&m, &[vec![vec![1, 32, h, w]]]);
+    }
+}
