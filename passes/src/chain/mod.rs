@@ -51,6 +51,10 @@ struct Candidate {
 
 /// Makes chains of the kernels of a program where the cost model says that it pays.
 pub fn fuse(p: &mut Planned, target: &TargetDesc) {
+    // where lanes are threads, those of a block would have to meet between stages
+    if target.simt {
+        return;
+    }
     fuse_where(p, target, |e, shorter| e.pays(shorter));
 }
 
