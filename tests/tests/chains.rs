@@ -1,10 +1,11 @@
 //! Chains of kernels, compiled and run: the same results as the reference interpreter at every size.
 
+use kernelsmith::driver::compile_lowered;
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::prim::{Monoid, WindowDim};
 use kernelsmith::ir::{DType, Dim, Module, Tensor};
-use kernelsmith::{CompileOptions, codegen, compile_module};
+use kernelsmith::{CompileOptions, codegen};
 
 fn data(shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed;
@@ -21,8 +22,8 @@ fn data(shape: &[usize], seed: u64) -> Tensor {
 fn check(module: &Module, cases: &[Vec<Vec<usize>>]) {
     for backend in codegen::available() {
         let options = CompileOptions { backend: Some(backend.into()), threads: 2, ..Default::default() };
-        let compiled = compile_module(module.clone(), &options).unwrap();
-        let chains = compiled.lowered.kernels.iter().filter(|k| !k.kernel.stages.is_empty()).count();
+        let (compiled, lowered) = compile_lowered(module.clone(), &options).unwrap();
+        let chains = lowered.kernels.iter().filter(|k| !k.kernel.stages.is_empty()).count();
         assert!(chains > 0, "no chain on {backend}");
         let mut context = compiled.context();
         for case in cases {
