@@ -3,7 +3,7 @@
 use kernelsmith::driver::compile_lowered;
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::Builder;
-use kernelsmith::ir::prim::{Monoid, WindowDim};
+use kernelsmith::ir::prim::Monoid;
 use kernelsmith::ir::{DType, Dim, Module, Tensor};
 use kernelsmith::{CompileOptions, codegen};
 
@@ -37,11 +37,12 @@ fn check(module: &Module, cases: &[Vec<Vec<usize>>]) {
 }
 
 #[test]
-fn attention_of_all_lengths() {
+fn attention_over_long_rows() {
     let mut b = Builder::new("attention");
+    // long enough that scores of all heads leave the caches
     let n = b.symbol("batch", 0, 64);
-    let [t, s] = ["queries", "keys"].map(|name| b.symbol(name, 0, 4096));
-    let (h, d) = (Dim::from(6), Dim::from(16));
+    let [t, s] = ["queries", "keys"].map(|name| b.symbol(name, 1050, 4096));
+    let (h, d) = (Dim::from(2), Dim::from(4));
     let q = b.input("q", DType::F32, vec![n.clone(), t.clone(), h.clone(), d.clone()]);
     let k = b.input("k", DType::F32, vec![n.clone(), s.clone(), h.clone(), d.clone()]);
     let v = b.input("v", DType::F32, vec![n, s, h, d]);
@@ -58,25 +59,8 @@ fn attention_of_all_lengths() {
     let y = b.matmul(p, v).unwrap();
     let y = b.transpose(y, &[0, 2, 1, 3]).unwrap();
     let m = b.finish(&[("y".into(), y)]).unwrap();
-    let sizes = [(1, 1, 1), (1, 37, 37), (2, 5, 9), (1, 64, 33), (3, 1, 50), (0, 3, 3), (1, 0, 4)];
-    let cases: Vec<Vec<Vec<usize>>> = sizes
-        .iter()
-        .map(|&(n, t, s)| vec![vec![n, t, 6, 16], vec![n, s, 6, 16], vec![n, s, 6, 16]])
-        .collect();
+    let sizes = [(1, 1050, 1050), (1, 1061, 1053), (0, 1050, 1060)];
+    let cases: Vec<Vec<Vec<usize>>> =
+        sizes.iter().map(|&(n, t, s)| vec![vec![n, t, 2, 4], vec![n, s, 2, 4], vec![n, s, 2, 4]]).collect();
     check(&m, &cases);
-}
-
-#[test]
-fn winograd_over_blocks_of_tiles() {
-    for (h, w) in [(30, 26), (28, 28)] {
-        let mut b = Builder::new("convolution");
-        let x = b.input("x", DType::F32, [1, 32, h, w].map(Dim::from).to_vec());
-        let y = b.tanh(x).unwrap();
-        let k = b.random_constant(DType::F32, &[32, 32, 3, 3], 7, 0.0, 0.1).unwrap();
-        let one = WindowDim { pad_lo: Dim::from(1), pad_hi: Dim::from(1), ..WindowDim::unit() };
-        let y = b.convolve(y, k, &[one.clone(), one], 1, DType::F32).unwrap();
-        let y = b.add(y, x).unwrap();
-        let m = b.finish(&[("y".into(), y)]).unwrap();
-        check(&m, &[vec![vec![1, 32, h, w]]]);
-    }
 }

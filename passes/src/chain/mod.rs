@@ -33,6 +33,11 @@ use std::collections::{HashMap, HashSet};
 /// Kernels in one chain at most.
 const MAX_STAGES: usize = 8;
 
+/// Bytes of the largest value between the kernels of a chain, as multiples of the second-level cache. Smaller
+/// ones stay in the last-level cache, from where cores read as fast as they compute: chains of attention and
+/// Winograd's steps over 1 to 4 MB were measured no faster than their kernels, those over 50 MB were.
+const LEAST_BYTES: f64 = 8.0;
+
 /// A kernel call.
 #[derive(Clone)]
 struct Call {
@@ -55,13 +60,14 @@ pub fn fuse(p: &mut Planned, target: &TargetDesc) {
     if target.simt {
         return;
     }
-    fuse_where(p, target, |e, shorter| e.pays(shorter));
+    fuse_where(p, target, LEAST_BYTES, |e, shorter| e.pays(shorter));
 }
 
-/// As [`fuse`], where `wanted` says whether a chain is better than the shorter one that it continues.
+/// As [`fuse`], from `least` bytes on, where `wanted` says whether a chain is better than the shorter one that it continues.
 fn fuse_where(
     p: &mut Planned,
     target: &TargetDesc,
+    least: f64,
     wanted: fn(&Estimate, shorter: Option<&Estimate>) -> bool,
 ) {
     let mut uses = vec![0; p.buffers.len()];
@@ -72,7 +78,7 @@ fn fuse_where(
         uses[b.0 as usize] += 1;
     }
     let mut steps = std::mem::take(&mut p.steps);
-    let mut f = Fuser { p, target, wanted, uses, known: HashMap::new(), ids: HashMap::new() };
+    let mut f = Fuser { p, target, least, wanted, uses, known: HashMap::new(), ids: HashMap::new() };
     f.steps(&mut steps);
     p.steps = steps;
     crate::stage::drop_unused_kernels(p);
@@ -81,6 +87,8 @@ fn fuse_where(
 struct Fuser<'a> {
     p: &'a mut Planned,
     target: &'a TargetDesc,
+    /// [`LEAST_BYTES`].
+    least: f64,
     wanted: fn(&Estimate, shorter: Option<&Estimate>) -> bool,
     /// How often steps mention each buffer.
     uses: Vec<usize>,
@@ -171,6 +179,9 @@ impl Fuser<'_> {
             && let Some(next) = self.next(run, &members)
         {
             members.push(next);
+            if !self.between(run, &members) {
+                continue;
+            }
             let (chain, args) = self.build(run, &members);
             let key = kernel_key(&chain);
             let estimate = match self.known.get(&key) {
@@ -188,6 +199,17 @@ impl Fuser<'_> {
             }
         }
         best
+    }
+
+    /// Something between these calls is large enough for a chain.
+    fn between(&self, run: &[Call], members: &[usize]) -> bool {
+        let bytes = |b: BufferId| {
+            let hint = |s: ir::Sym| Some(self.p.module.symbols.get(s).hint.max(1));
+            self.p.buffers[b.0 as usize].bytes.eval_syms(&hint).unwrap_or(0) as f64
+        };
+        let shared = |b: &BufferId| members.iter().filter(|&&m| run[m].args.contains(b)).count() > 1;
+        let all = members.iter().flat_map(|&m| &run[m].args);
+        all.filter(|b| shared(b)).any(|b| bytes(*b) >= self.least * self.target.l2_bytes as f64)
     }
 
     fn estimate(&self, chain: &Kernel) -> Option<Estimate> {

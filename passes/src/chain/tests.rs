@@ -20,7 +20,7 @@ fn plan(module: &Module) -> Planned {
         panic!("no graph")
     };
     let mut p = host::schedule(m, &target(), Options::default().choices()).unwrap();
-    fuse_where(&mut p, &target(), |_, _| true);
+    fuse_where(&mut p, &target(), 0.0, |_, _| true);
     p.kernels.iter().for_each(|k| ir::verify::kernel::verify(k).unwrap_or_else(|e| panic!("{e}\n{k}")));
     place::place(&mut p.buffers, &mut p.steps, &p.module.symbols);
     p
