@@ -226,7 +226,8 @@ pub fn tune(
     let mut slots = Vec::new();
     for (&at, &nanos) in &times {
         let kernel = &bench.planned.kernels[at.0];
-        if (nanos as f64) < LEAST_SHARE * total as f64 || kernel.generated.is_some() {
+        let single = kernel.generated.is_none() && kernel.stages.is_empty();
+        if (nanos as f64) < LEAST_SHARE * total as f64 || !single {
             continue;
         }
         let normal = schedule::normal_form(kernel, symbols)?;

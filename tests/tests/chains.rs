@@ -1,4 +1,4 @@
-//! Chains of kernels, compiled and run: the same results as the reference interpreter at every size.
+//! Chains of kernels, compiled and run: the same results as the reference interpreter at several sizes.
 
 use kernelsmith::driver::compile_lowered;
 use kernelsmith::interp::{Interp, Tolerance, compare};

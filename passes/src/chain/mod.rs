@@ -63,7 +63,8 @@ pub fn fuse(p: &mut Planned, target: &TargetDesc) {
     fuse_where(p, target, LEAST_BYTES, |e, shorter| e.pays(shorter));
 }
 
-/// As [`fuse`], from `least` bytes on, where `wanted` says whether a chain is better than the shorter one that it continues.
+/// As [`fuse`], from `least` bytes on; `wanted` says whether a chain is better than the shorter one that it
+/// continues.
 fn fuse_where(
     p: &mut Planned,
     target: &TargetDesc,
@@ -209,7 +210,7 @@ impl Fuser<'_> {
         };
         let shared = |b: &BufferId| members.iter().filter(|&&m| run[m].args.contains(b)).count() > 1;
         let all = members.iter().flat_map(|&m| &run[m].args);
-        all.filter(|b| shared(b)).any(|b| bytes(*b) >= self.least * self.target.l2_bytes as f64)
+        all.filter(|b| shared(*b)).any(|b| bytes(*b) >= self.least * self.target.l2_bytes as f64)
     }
 
     fn estimate(&self, chain: &Kernel) -> Option<Estimate> {
