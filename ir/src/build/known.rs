@@ -457,12 +457,15 @@ fn small(d: &Dim, limit: i64, syms: &Symbols) -> bool {
     lo > -limit && hi < limit
 }
 
-/// The type holds every value of the expression in this exact form.
+/// The type holds every value of the expression in this exact form, and that is not too large to work with.
 ///
 /// Two concessions, without which size arithmetic of models could not be followed at all: an expression
 /// of type i64 or i32 is taken not to wrap unless it must (a size that did would be a broken model and
 /// beyond [`Dim::LIMIT`]), and sizes below 2^20 with small factors are exact in any float type.
 fn fits(e: &Elem, dtype: DType, syms: &Symbols) -> bool {
+    if !e.num.is_small() {
+        return false;
+    }
     let (lo, hi) = e.num.bounds(syms);
     let modest = |limit: i64| e.num.terms().iter().all(|t| t.1.abs() <= limit);
     let constant = e.num.as_const().is_some();

@@ -357,6 +357,13 @@ impl Builder {
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.ty(v)).collect();
         let (m, depth) = (&self.module, self.frames.len());
         let (results, required) = infer::infer_with(&prim, &types, &regions, &m.consts, &m.symbols)?;
+        if !results.iter().flat_map(|t| &t.shape).all(Dim::is_small) {
+            return Err(IrError::Limit(format!(
+                "{}: a size of more than {} terms",
+                prim.name(),
+                Dim::MAX_ATOMS
+            )));
+        }
         let known_operands: Vec<known::Operand> =
             operands.iter().map(|&v| known::Operand { ty: self.ty(v), known: self.known_elems(v) }).collect();
         let known = known::eval(&prim, &known_operands, &results, &m.consts, &m.symbols);

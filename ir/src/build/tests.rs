@@ -251,3 +251,21 @@ fn the_largest_integers_only_move() {
     let negative = b.neg(ends).unwrap();
     assert_eq!(b.known(negative), None);
 }
+
+/// Each step doubles the expression of the size; a model that does so is refused before it takes for ever.
+#[test]
+fn sizes_that_double_with_every_op_are_refused() {
+    let mut b = Builder::new("main");
+    let n = b.symbol("N", 1, 64);
+    let mut x = b.input("x", DType::F32, vec![n.clone()]);
+    for step in 0..64 {
+        let d = b.shape(x)[0].clone();
+        let other = b.symbol(format!("M{step}"), 1, 64);
+        let size = (&d * &d).min_with(&(d + other), b.symbols());
+        match b.slice(x, &[Dim::from(0)], std::slice::from_ref(&size), &[1]) {
+            Ok(y) => x = y,
+            Err(e) => return assert!(matches!(e, IrError::Limit(_)), "{e}"),
+        }
+    }
+    panic!("64 doublings were accepted");
+}

@@ -101,6 +101,24 @@ impl Dim {
     /// Largest size that any dim may have.
     pub const LIMIT: i64 = 1 << 48;
 
+    /// Atoms that a size of a graph may have, nested ones included. Real models need a dozen; proofs about an
+    /// expression take time in proportion to its size, and it can double with every op.
+    pub const MAX_ATOMS: usize = 256;
+
+    /// At most [`Dim::MAX_ATOMS`] atoms. Takes no longer for larger expressions.
+    pub fn is_small(&self) -> bool {
+        fn spend(d: &Dim, left: &mut usize) -> bool {
+            d.terms.iter().flat_map(|t| &t.0).all(|a| {
+                if *left == 0 {
+                    return false;
+                }
+                *left -= 1;
+                a.parts().is_none_or(|(x, y)| spend(x, left) && spend(y, left))
+            })
+        }
+        spend(self, &mut Dim::MAX_ATOMS.clone())
+    }
+
     fn new_const(c: i64) -> Dim {
         match sat(c as i128) {
             0 => Dim::default(),
