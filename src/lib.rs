@@ -15,6 +15,7 @@ pub mod cache;
 pub mod ceiling;
 pub mod cli;
 pub mod compiled;
+pub mod debug;
 pub mod driver;
 mod stored;
 pub mod tune;

@@ -6,6 +6,7 @@
 pub mod cases;
 pub mod diag;
 pub mod explain;
+pub mod export;
 pub mod onnx;
 pub mod options;
 

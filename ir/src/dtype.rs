@@ -194,9 +194,12 @@ impl Scalar {
     pub fn zero(dtype: DType) -> Scalar {
         if dtype.is_float() { Scalar::Float(0.0) } else { Scalar::Int(0) }
     }
-    /// `x` as a scalar of `dtype` (integers saturate by `as`).
+    /// `x` as a scalar of `dtype` (integers truncate and saturate, NaN is 0).
     pub fn of(dtype: DType, x: f64) -> Scalar {
-        if dtype.is_float() { Scalar::Float(x) } else { Scalar::Int(x as i128) }
+        match dtype.int_range() {
+            Some((lo, hi)) => Scalar::Int((x as i128).clamp(lo, hi)),
+            None => Scalar::Float(x),
+        }
     }
 }
 

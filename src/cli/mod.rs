@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod fuzz_graphs;
 mod inputs;
 mod inspect;
 mod operators;
@@ -53,6 +54,9 @@ enum Command {
     Explain(check::ExplainArgs),
     /// List the operators that models may hold.
     Operators(operators::OperatorsArgs),
+    /// Random graphs along every road, compared with the reference interpreter (for developers).
+    #[command(hide = true)]
+    FuzzGraphs(fuzz_graphs::FuzzGraphsArgs),
     /// Run conformance cases (for test harnesses).
     TestCases(test_cases::TestCasesArgs),
 }
@@ -203,6 +207,7 @@ pub fn main() -> ExitCode {
         Command::Check(a) => check::check(a),
         Command::Explain(a) => check::explain(a),
         Command::Operators(a) => operators::operators(a),
+        Command::FuzzGraphs(a) => fuzz_graphs::fuzz_graphs(a),
         Command::TestCases(a) => test_cases::test_cases(a),
     };
     match result {

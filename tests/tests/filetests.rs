@@ -10,10 +10,13 @@
 //! | `pass NAME,NAME...` | the graph after these passes of the pipeline |
 //! | `kernels` | the kernels of the whole pipeline |
 //! | `schedules` | the schedules chosen for an AVX-512 target |
+//! | `agree seed=S [SYMBOL=N ...]` | whether all roads agree with the interpreter (found by `fuzz-graphs`) |
 //! | `loops` | the loop IR in tile form for that target |
 //! | `ptx` | the PTX of each kernel, for an NVIDIA GPU |
 
+use kernelsmith::CompileOptions;
 use kernelsmith::codegen::{self, Backend};
+use kernelsmith::debug::{Repro, Road, Roads};
 use kernelsmith::ir::{self, IrError, Module, target::TargetDesc};
 use kernelsmith::passes::{self, pipeline};
 use std::path::{Path, PathBuf};
@@ -90,6 +93,7 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
                 _ => Err("passes end before kernels in this kind of test".into()),
             }
         }
+        ["agree", settings @ ..] => agree(text, settings),
         [kind @ ("kernels" | "schedules" | "loops")] => {
             let lowered = passes::compile(parse(text)?, &target, &options).map_err(|e| e.to_string())?;
             let mut out = String::new();
@@ -116,6 +120,28 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
         }
         _ => Err(format!("no test kind `{kind}`")),
     }
+}
+
+/// Runs the graph on random inputs along every road of this build.
+fn agree(text: &str, settings: &[&str]) -> Result<String, String> {
+    let mut numbers: Vec<(String, i64)> = Vec::new();
+    for s in settings {
+        let (name, n) = s.split_once('=').ok_or(format!("{s}: expected NAME=N"))?;
+        numbers.push((name.into(), n.parse().map_err(|e| format!("{s}: {e}"))?));
+    }
+    let seed = numbers.iter().find(|n| n.0 == "seed").map_or(0, |n| n.1 as u64);
+    let repro = Repro::seeded(parse(text)?, &numbers, seed).ok_or("a symbol has no size")?;
+    let bounds = repro.reference(false).map_err(|e| e.to_string())?;
+    let options = CompileOptions { threads: 2, ..Default::default() };
+    let mut judge = Roads { options, ort: None };
+    let mut roads = vec![Road::Canonical, Road::Kernels, Road::RoundTrip];
+    roads.extend(codegen::available().into_iter().map(|n| Road::Backend(n.into())));
+    for road in roads {
+        if let Some(fault) = judge.check(&road, &repro, &bounds) {
+            return Err(format!("{road}: {fault}"));
+        }
+    }
+    Ok("agrees".into())
 }
 
 fn find(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -102,6 +102,16 @@ impl fmt::Display for Comparison {
 /// Compares element by element. NaN matches NaN, an infinity the one of equal sign only, integers are
 /// compared exactly in their own width before any tolerance is applied.
 pub fn compare(got: &Tensor, want: &Tensor, tol: Tolerance) -> Comparison {
+    compare_with(got, want, tol, None)
+}
+
+/// As [`compare()`] with a bound for each element of a float tensor (infinite: any value is right); all others are
+/// compared exactly.
+pub(crate) fn compare_within(got: &Tensor, want: &Tensor, slack: &[f64]) -> Comparison {
+    compare_with(got, want, Tolerance::EXACT, Some(slack))
+}
+
+fn compare_with(got: &Tensor, want: &Tensor, tol: Tolerance, within: Option<&[f64]>) -> Comparison {
     let mut c = Comparison { elems: want.elems(), ..Default::default() };
     if got.dtype != want.dtype || got.shape != want.shape {
         c.mismatch = Some(format!("got {}{:?}, want {}{:?}", got.dtype, got.shape, want.dtype, want.shape));
@@ -131,20 +141,28 @@ pub fn compare(got: &Tensor, want: &Tensor, tol: Tolerance) -> Comparison {
             }
         }
     } else if let Some(load) = <f64 as Number>::load(want.dtype) {
-        floats(&mut c, got, want, tol, load);
+        floats(&mut c, got, want, tol, within, load);
     } else if let Some(load) = <i128 as Number>::load(want.dtype) {
         integers(&mut c, got, want, tol, load);
     }
     c
 }
 
-fn floats(c: &mut Comparison, got: &Tensor, want: &Tensor, tol: Tolerance, load: fn(&[u8], usize) -> f64) {
+fn floats(
+    c: &mut Comparison,
+    got: &Tensor,
+    want: &Tensor,
+    tol: Tolerance,
+    within: Option<&[f64]>,
+    load: fn(&[u8], usize) -> f64,
+) {
     let finite = |i| Some(load(&want.data, i)).filter(|x| x.is_finite());
     let largest = (0..c.elems).filter_map(finite).fold(0.0f64, |m, x| m.max(x.abs()));
     let slack = tol.abs + tol.scale * largest;
     for index in 0..c.elems {
         let (g, w) = (load(&got.data, index), load(&want.data, index));
-        if g == w || g.is_nan() && w.is_nan() {
+        let bound = within.map(|s| s.get(index).copied().unwrap_or(0.0));
+        if g == w || g.is_nan() && w.is_nan() || bound == Some(f64::INFINITY) {
             continue;
         }
         let place = || Place { index, got: format!("{g:e}"), want: format!("{w:e}") };
@@ -161,7 +179,7 @@ fn floats(c: &mut Comparison, got: &Tensor, want: &Tensor, tol: Tolerance, load:
             c.max_ulp = c.max_ulp.max(a.abs_diff(b));
         }
         // not `diff > ...`: a NaN must fail
-        let close = g.is_finite() && w.is_finite() && diff <= slack + tol.rel * w.abs();
+        let close = g.is_finite() && w.is_finite() && diff <= bound.unwrap_or(slack + tol.rel * w.abs());
         if !close {
             c.bad += 1;
             c.first_bad.get_or_insert_with(place);

@@ -38,6 +38,8 @@ struct Meter(Cell<u64>);
 /// A tensor whose bytes are charged to the meter for as long as it lives.
 pub(crate) struct Held {
     pub(crate) tensor: Tensor,
+    /// It is a result of rounding; said in runs with noise only.
+    pub(crate) rounded: bool,
     bytes: u64,
     meter: Rc<Meter>,
 }
@@ -133,11 +135,11 @@ impl<'a> Cx<'a> {
         Ok(vec![value; n])
     }
     /// Charges the bytes of a tensor until the last handle is dropped.
-    pub(crate) fn hold(&self, tensor: Tensor) -> Rc<Held> {
+    pub(crate) fn hold(&self, tensor: Tensor, rounded: bool) -> Rc<Held> {
         let text: usize = tensor.strings.iter().map(|s| size_of::<String>() + s.len()).sum();
         let bytes = (tensor.data.len() + text) as u64;
         self.meter.0.set(self.meter.0.get().saturating_add(bytes));
-        Rc::new(Held { tensor, bytes, meter: self.meter.clone() })
+        Rc::new(Held { tensor, rounded, bytes, meter: self.meter.clone() })
     }
     /// Goes one region deeper; [`Cx::leave`] comes back.
     pub(crate) fn enter(&self) -> Result<(), OpError> {

@@ -4,9 +4,11 @@ use crate::constant;
 use crate::context::{Budget, Cx, Held};
 use crate::error::{InterpError, OpError};
 use crate::eval::eval;
+use crate::noise::Noise;
 use crate::view::View;
 use ir::{ConstId, DType, Graph, Module, Op, Prim, Sym, SymKind, Tensor, TensorType, ValueId};
 use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 type Result<T> = std::result::Result<T, InterpError>;
@@ -33,16 +35,26 @@ impl<'m> Interp<'m> {
     /// Outputs of the main graph. Inputs must have the declared element types and ranks; their extents
     /// give the entry symbols their values, within the declared ranges.
     pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.execute(inputs, None)
+        self.execute(inputs, None, None)
+    }
+
+    /// As [`Interp::run`], with every rounding made otherwise; see [`crate::noise`].
+    pub(crate) fn run_with_noise(&self, inputs: &[Tensor], seed: u64) -> Result<Vec<Tensor>> {
+        self.execute(inputs, None, Some(Noise::new(seed)))
     }
 
     /// As [`Interp::run`]; shows every value of the main graph to `observe` in order of execution.
     /// A value is freed after its last use, so what is to be kept must be copied.
     pub fn run_with_values(&self, inputs: &[Tensor], observe: &mut Observer<'_>) -> Result<Vec<Tensor>> {
-        self.execute(inputs, Some(observe))
+        self.execute(inputs, Some(observe), None)
     }
 
-    fn execute(&self, inputs: &[Tensor], observe: Option<&mut Observer<'_>>) -> Result<Vec<Tensor>> {
+    fn execute(
+        &self,
+        inputs: &[Tensor],
+        observe: Option<&mut Observer<'_>>,
+        noise: Option<Noise>,
+    ) -> Result<Vec<Tensor>> {
         let graph = &self.module.graph;
         if inputs.len() != graph.inputs.len() {
             let (expected, found) = (graph.inputs.len(), inputs.len());
@@ -50,7 +62,7 @@ impl<'m> Interp<'m> {
         }
         let cx = Cx::new(&self.module.symbols, self.budget);
         self.bind_inputs(&cx, inputs)?;
-        let run = Run { module: self.module, cx };
+        let run = Run { module: self.module, cx, noise: noise.map(RefCell::new) };
         let slots = inputs.iter().map(Slot::Input).collect();
         let outputs = run.graph(graph, slots, observe)?;
         outputs.into_iter().map(|slot| run.take(slot)).collect()
@@ -99,7 +111,7 @@ pub fn eval_op<T: Borrow<Tensor>>(
         let s = Sym(i as u32);
         cx.set(s, symbol(s));
     }
-    let run = Run { module, cx };
+    let run = Run { module, cx, noise: None };
     let operands: Vec<Slot> = operands.iter().map(|t| Slot::Input(t.borrow())).collect();
     let results = run.op(op, &operands)?;
     results.into_iter().map(|slot| run.take(slot)).collect()
@@ -116,11 +128,15 @@ enum Slot<'a> {
 struct Run<'a> {
     module: &'a Module,
     cx: Cx<'a>,
+    noise: Option<RefCell<Noise>>,
 }
 
 impl<'a> Run<'a> {
     fn hold(&self, t: Tensor) -> Slot<'a> {
-        Slot::Held(self.cx.hold(t))
+        Slot::Held(self.cx.hold(t, false))
+    }
+    fn rounded(slot: &Slot<'a>) -> bool {
+        matches!(slot, Slot::Held(held) if held.rounded)
     }
     fn view<'s>(&'s self, slot: &'s Slot<'a>) -> std::result::Result<View<'s>, OpError> {
         match slot {
@@ -261,10 +277,39 @@ impl<'a> Run<'a> {
             prim => {
                 let views = operands.iter().map(|slot| self.view(slot));
                 let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(fail)?;
+                if let Some(noise) = &self.noise {
+                    let noise = &mut *noise.borrow_mut();
+                    return self.noisy(noise, prim, &views, operands).map_err(fail);
+                }
                 let results = eval(&self.cx, prim, &views).map_err(fail)?;
                 Ok(results.into_iter().map(|t| self.hold(t)).collect())
             }
         }
+    }
+
+    /// One operation of a run with noise.
+    fn noisy(
+        &self,
+        noise: &mut Noise,
+        prim: &Prim,
+        views: &[View],
+        operands: &[Slot<'a>],
+    ) -> std::result::Result<Vec<Slot<'a>>, OpError> {
+        let rounded: Vec<bool> = operands.iter().map(Self::rounded).collect();
+        let moved = noise.operands(prim, views, &rounded);
+        let mut results = match &moved {
+            Some(moved) => {
+                let views = moved.iter().map(View::of).collect::<std::result::Result<Vec<_>, _>>()?;
+                eval(&self.cx, prim, &views)?
+            }
+            None => eval(&self.cx, prim, views)?,
+        };
+        let any = noise.results(prim, views, &rounded, &mut results);
+        let hold = |t: Tensor| {
+            let rounded = any && t.dtype.is_float();
+            Slot::Held(self.cx.hold(t, rounded))
+        };
+        Ok(results.into_iter().map(hold).collect())
     }
 
     /// Executes a region on values of its input types; `rebind` get their values from them.
@@ -360,7 +405,7 @@ impl<'a> Run<'a> {
         for (i, stack) in stacks.iter().enumerate() {
             let ty = &body[body.outputs[1 + carried + i]].ty;
             let stacked = self.stack(stack, ty).map_err(fail)?;
-            state.push(self.hold(stacked));
+            state.push(Slot::Held(self.cx.hold(stacked, stack.iter().any(Self::rounded))));
         }
         Ok(state)
     }

@@ -31,7 +31,7 @@ fn unpadded(window: &[WindowDim]) -> Vec<WindowDim> {
 }
 
 impl Pads {
-    /// `x` with the pads of `window` around its trailing dims.
+    /// `x` with the pads of `window` around its trailing dims; `None` where that is less than nothing.
     fn pad(
         &self,
         cx: &mut Shared<'_>,
@@ -39,7 +39,7 @@ impl Pads {
         x: ValueId,
         window: &[WindowDim],
         fill: Scalar,
-    ) -> Result<ValueId> {
+    ) -> Option<ValueId> {
         let ty = site.ty(x).clone();
         let lead = ty.rank() - window.len();
         let by_dim = |f: &dyn Fn(&WindowDim) -> Dim| -> Vec<Dim> {
@@ -52,9 +52,10 @@ impl Pads {
             mode: PadMode::Constant,
         };
         let scalar = TensorType::scalar(ty.dtype);
-        let types = ir::infer::infer(&prim, &[&ty, &scalar], &[], cx.consts, &self.symbols)?;
+        // a window that crops more than there is has no results, but a pad that does so is no op
+        let types = ir::infer::infer(&prim, &[&ty, &scalar], &[], cx.consts, &self.symbols).ok()?;
         let fill = constant(cx, site, ty.dtype, fill);
-        Ok(site.push(prim, vec![x, fill], types)[0])
+        site.push(prim, vec![x, fill], types).first().copied()
     }
 }
 
@@ -88,14 +89,14 @@ impl Rule for Pads {
                     return Ok(None);
                 }
                 let zero = Scalar::zero(site.ty(x).dtype);
-                let x = self.pad(cx, site, x, &padded, zero)?;
+                let Some(x) = self.pad(cx, site, x, &padded, zero) else { return Ok(None) };
                 let prim = Prim::Convolve { window: plain, groups: *groups, acc: *acc };
                 Ok(Some(site.push(prim, vec![x, w], types)))
             }
             Prim::WindowReduce { monoid, size, window } if is_padded(window) => {
                 let [x] = *site.operands else { return Ok(None) };
                 let identity = monoid.identity(site.ty(x).dtype);
-                let x = self.pad(cx, site, x, window, identity)?;
+                let Some(x) = self.pad(cx, site, x, window, identity) else { return Ok(None) };
                 let prim =
                     Prim::WindowReduce { monoid: *monoid, size: size.clone(), window: unpadded(window) };
                 Ok(Some(site.push(prim, vec![x], types)))
