@@ -35,6 +35,7 @@ impl Repro {
             let mut values = vec![None; self.module.graph.value_count()];
             Interp::new(&self.module).run_with_values(inputs, &mut |v, t| {
                 values[v.index()] = Some(t.clone());
+                None
             })?;
             all.push(values);
         }
