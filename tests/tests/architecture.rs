@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kernelsmith-passes", &["kernelsmith-ir", "kernelsmith-interp"]),
     ("kernelsmith-codegen", &["kernelsmith-ir", "kernelsmith-format"]),
     ("kernelsmith-runtime", &["kernelsmith-format", "kernelsmith-images"]),
+    ("kernelsmith-ptx-interp", &[]),
 ];
 
 #[test]
