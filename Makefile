@@ -41,6 +41,7 @@ test: tests doctests program python-tests
 	scripts/suite.sh --bin $(PROGRAM)
 
 tests: setup
+	@scripts/ptxas.sh >/dev/null 2>&1 || echo "skipped: tests that assemble PTX need scripts/ptxas.sh"
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	    set -x; cargo nextest run --cargo-profile $(PROFILE) --workspace $(FEATURES) --no-tests pass; \
 	else \
@@ -48,6 +49,7 @@ tests: setup
 	fi
 
 doctests: setup
+	@scripts/ptxas.sh >/dev/null 2>&1 || echo "skipped: tests that assemble PTX need scripts/ptxas.sh"
 	cargo test --quiet --profile $(PROFILE) --workspace --doc $(FEATURES)
 
 python-tests:

@@ -137,7 +137,7 @@ fn variants(inst: &Inst, text: &str) -> Vec<(Kind, String)> {
     }
     if base == "shfl" {
         if let Some(Operand::Int(v)) = inst.operands.get(2) {
-            let (from, to) = (format!(", {v},"), format!(", {},", v ^ 3));
+            let (from, to) = (format!(", {v},"), format!(", {},", if *v > 1 { v / 2 } else { v + 1 }));
             out.push((Kind::WrongLane, text.replacen(&from, &to, 1)));
         }
         out.push((Kind::WrongLane, modifier("down", "up")));

@@ -219,7 +219,7 @@ impl Form<'_, '_> {
             return Ok(Op::CpWait { n });
         }
         let cg = self.one_of(&["ca", "cg"]).ok_or("no .ca or .cg")? == "cg";
-        if self.state_space() != Some(Space::Shared) || self.state_space() != Some(Space::Global) {
+        if !(self.has("shared") || self.has("shared::cta")) || !self.has("global") {
             return Err("only from .global to .shared".into());
         }
         self.cache_hints();
