@@ -80,6 +80,7 @@ impl Module {
     }
 
     /// Runs a kernel with its parameters packed in order, each at its own alignment.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a launch, as the driver takes them")]
     pub fn run(
         &self,
         memory: &mut DeviceMemory,

@@ -108,11 +108,12 @@ fn variants(inst: &Inst, text: &str) -> Vec<(Kind, String)> {
             _ => {}
         }
     }
-    if matches!(base, "mad") && integer {
-        if let Some(Operand::Int(v)) = inst.operands.get(2) {
-            let (from, to) = (format!(", {v},"), format!(", {},", v + 1));
-            out.push((Kind::WrongStride, text.replacen(&from, &to, 1)));
-        }
+    if matches!(base, "mad")
+        && integer
+        && let Some(Operand::Int(v)) = inst.operands.get(2)
+    {
+        let (from, to) = (format!(", {v},"), format!(", {},", v + 1));
+        out.push((Kind::WrongStride, text.replacen(&from, &to, 1)));
     }
     for op in &inst.operands {
         if let Operand::Address(Some(name), offset) = op {

@@ -153,7 +153,7 @@ fn integer_forms() -> Vec<Form> {
         "mul.hi.u64 %dd, %ad, %bd;" => "%dd", |x, y, _| ((u128::from(x) * u128::from(y)) >> 64) as u64;
         "mul.hi.s64 %dd, %ad, %bd;" => "%dd", |x, y, _| ((i128::from(s6(x)) * i128::from(s6(y))) >> 64) as u64;
         "mul.hi.s16 %dh, %ah, %bh;" => "%dh", |x, y, _| u64::from(((i32::from(sh(x)) * i32::from(sh(y))) >> 16) as u16);
-        "mul.hi.u16 %dh, %ah, %bh;" => "%dh", |x, y, _| (x & 0xffff) * (y & 0xffff) >> 16;
+        "mul.hi.u16 %dh, %ah, %bh;" => "%dh", |x, y, _| ((x & 0xffff) * (y & 0xffff)) >> 16;
         "mul.wide.u32 %dd, %a, %b;" => "%dd", |x, y, _| u64::from(u(x)) * u64::from(u(y));
         "mul.wide.s32 %dd, %a, %b;" => "%dd", |x, y, _| (i64::from(s(x)) * i64::from(s(y))) as u64;
         "mul.wide.s16 %d, %ah, %bh;" => "%d", |x, y, _| u64::from((i32::from(sh(x)) * i32::from(sh(y))) as u32);

@@ -129,11 +129,10 @@ impl Form<'_, '_> {
     fn mov(&mut self) -> Res<Op> {
         let ty = self.ty()?;
         self.arity(2)?;
-        if let Operand::Name(n) = &self.ops[1] {
-            if matches!(n.as_str(), "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" | "%globaltimer_lo")
-            {
-                return Ok(Op::Clock { d: self.dst(0)? });
-            }
+        if let Operand::Name(n) = &self.ops[1]
+            && matches!(n.as_str(), "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" | "%globaltimer_lo")
+        {
+            return Ok(Op::Clock { d: self.dst(0)? });
         }
         match (&self.ops[0], &self.ops[1]) {
             (Operand::Vector(_), Operand::Vector(_)) => Err("a move between vectors".into()),
@@ -171,10 +170,11 @@ impl Form<'_, '_> {
         let part_ty = [Ty::B8, Ty::B16, Ty::B32][bits.trailing_zeros() as usize - 3];
         let mut out = [Slot::None; 4];
         for (o, p) in out.iter_mut().zip(parts) {
-            if let Some(t) = self.names.type_of(p) {
-                if t.bits() != bits && bits >= 16 {
-                    return Err("a part has another width".into());
-                }
+            if let Some(t) = self.names.type_of(p)
+                && t.bits() != bits
+                && bits >= 16
+            {
+                return Err("a part has another width".into());
             }
             *o = if sources { self.names.source(p, part_ty)? } else { self.names.destination(p)? };
         }

@@ -61,10 +61,8 @@ impl Form<'_, '_> {
         let a = self.src(1, from)?;
         let b = if pair { self.src(2, from)? } else { Slot::None };
         let plain = !(ftz || sat || satfinite || relu);
-        if plain {
-            if let Some(op) = fast(to, from, integral, float, d, a, b) {
-                return Ok(op);
-            }
+        if plain && let Some(op) = fast(to, from, integral, float, d, a, b) {
+            return Ok(op);
         }
         Ok(Op::Cvt(Cvt { to, from, round, integral: integral.is_some(), ftz, sat, satfinite, relu, d, a, b }))
     }
@@ -252,7 +250,7 @@ impl Cvt {
         }
     }
 
-    fn to_integral(&self, x: f64) -> f64 {
+    fn integral_of(&self, x: f64) -> f64 {
         match self.round {
             Round::Even => x.round_ties_even(),
             Round::Zero => x.trunc(),
@@ -269,12 +267,12 @@ impl Cvt {
             return if wide { 1 << (self.to.bits() - 1) } else { 0 };
         }
         // `as` saturates, as the instruction does
-        self.int_bits((self.to_integral(x) as i128).clamp(self.low(), self.high()))
+        self.int_bits((self.integral_of(x) as i128).clamp(self.low(), self.high()))
     }
 
     fn float_to_float(&self, a: u64) -> u64 {
         let x = self.value(a);
-        let x = if self.integral { self.to_integral(x) } else { x };
+        let x = if self.integral { self.integral_of(x) } else { x };
         match format(self.to) {
             None => x.to_bits(),
             Some(e) => {

@@ -326,7 +326,7 @@ impl Form<'_, '_> {
         let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
         let bf = matches!(ty, Ty::BF16 | Ty::BF16x2);
         let base = self.base;
-        if ftz && (bf && base != "ex2" || !bf) && !(base == "ex2" && approx) {
+        if ftz && !(base == "ex2" && (bf || approx)) {
             return Err("`.ftz` of 16-bit floats is not supported".into());
         }
         let relu = base == "fma" && self.has("relu");

@@ -248,7 +248,7 @@ impl DeviceMemory {
                 if nc {
                     return Err(FaultKind::NonCoherent { address });
                 }
-                if !(strong && w.strong()) && !clock.knows(lane, w.thread, w.epoch) {
+                if !((strong && w.strong()) || clock.knows(lane, w.thread, w.epoch)) {
                     return Err(Self::race(
                         address,
                         Conflict::ReadWrite,
@@ -296,16 +296,16 @@ impl DeviceMemory {
         let new = Write::new(clock.warp * 32 + lane, clock.epoch, line, strong);
         for cell in at.1 >> a.shadow.shift..(at.1 + bytes as usize) >> a.shadow.shift {
             let address = a.base + ((cell as u64) << a.shadow.shift);
-            if let Some(w) = a.shadow.write(cell).filter(|w| w.epoch > base) {
-                if !(strong && w.strong()) && !clock.knows(lane, w.thread, w.epoch) {
-                    return Err(Self::race(
-                        address,
-                        Conflict::WriteWrite,
-                        w.thread >> 5,
-                        Some(w.thread & 31),
-                        w.line(),
-                    ));
-                }
+            if let Some(w) = a.shadow.write(cell).filter(|w| w.epoch > base)
+                && !((strong && w.strong()) || clock.knows(lane, w.thread, w.epoch))
+            {
+                return Err(Self::race(
+                    address,
+                    Conflict::WriteWrite,
+                    w.thread >> 5,
+                    Some(w.thread & 31),
+                    w.line(),
+                ));
             }
             if let Some((warp, l)) = a.shadow.read(cell).and_then(|r| self.sets.unknown(r, base, clock, lane))
             {
@@ -376,8 +376,8 @@ fn split<T: Copy + Default>(pages: Vec<Option<Box<[T]>>>, k: usize) -> Vec<Optio
     let mut out = Vec::with_capacity(pages.len() * k);
     for p in pages {
         for i in 0..k {
-            let half = |p: &Box<[T]>| (0..PAGE).map(|c| p[(i * PAGE + c) / k]).collect();
-            out.push(p.as_ref().map(half));
+            let half = |p: &[T]| (0..PAGE).map(|c| p[(i * PAGE + c) / k]).collect();
+            out.push(p.as_deref().map(half));
         }
     }
     out

@@ -104,10 +104,10 @@ impl SharedMem {
     #[inline(always)]
     pub fn on_read(&mut self, clock: &WarpClock, lane: u32, at: usize, bytes: u32, strong: bool) -> Res<()> {
         self.not_pending(at, bytes)?;
-        if self.uninitialised {
-            if let Some(i) = self.written[at..at + bytes as usize].iter().position(|w| !w) {
-                return Err(FaultKind::UninitialisedShared { address: (at + i) as u64 });
-            }
+        if self.uninitialised
+            && let Some(i) = self.written[at..at + bytes as usize].iter().position(|w| !w)
+        {
+            return Err(FaultKind::UninitialisedShared { address: (at + i) as u64 });
         }
         if !self.races {
             return Ok(());
