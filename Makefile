@@ -49,7 +49,6 @@ tests: setup
 	fi
 
 doctests: setup
-	@scripts/ptxas.sh >/dev/null 2>&1 || echo "skipped: tests that assemble PTX need scripts/ptxas.sh"
 	cargo test --quiet --profile $(PROFILE) --workspace --doc $(FEATURES)
 
 python-tests:
