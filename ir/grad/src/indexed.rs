@@ -58,7 +58,8 @@ fn scatter(b: &mut Builder, n: &Node, g: V, combine: Combine) -> Result<Vec<Opti
             (dbase, b.select(counts, theirs, zero)?)
         }
         Combine::Mul => {
-            let ones = b.full(dtype, &b.shape(base).to_vec(), 1.0)?;
+            let shape = b.shape(base).to_vec();
+            let ones = b.full(dtype, &shape, 1.0)?;
             let factors = b.scatter(ones, index, updates, Combine::Mul)?;
             let product = b.mul(g, y)?;
             let product = b.gather(product, index, 0)?;

@@ -210,7 +210,7 @@ impl Fuser<'_> {
         };
         let shared = |b: &BufferId| members.iter().filter(|&&m| run[m].args.contains(b)).count() > 1;
         let all = members.iter().flat_map(|&m| &run[m].args);
-        all.filter(|b| shared(*b)).any(|b| bytes(*b) >= self.least * self.target.l2_bytes as f64)
+        all.filter(|b| shared(b)).any(|b| bytes(*b) >= self.least * self.target.l2_bytes as f64)
     }
 
     fn estimate(&self, chain: &Kernel) -> Option<Estimate> {
