@@ -75,7 +75,9 @@ impl<'a> Build<'a> {
         });
         for (value, &v) in reductions.zip(values) {
             let g = self.unit.graph;
-            let convolves = g.def_op(v).is_some_and(|op| matches!(g[op].prim, Prim::Convolve { .. }));
+            // not the root itself, which gets the buffer
+            let inside = g.def_op(v).filter(|op| *op != self.op);
+            let convolves = inside.is_some_and(|op| matches!(g[op].prim, Prim::Convolve { .. }));
             let Expr::Binary(_, _, weights) = kernel.get(value) else { continue };
             let Expr::Read { index, .. } = kernel.get(*weights) else { continue };
             let Some(channel) = index.first().filter(|_| convolves) else { continue };
