@@ -179,7 +179,9 @@ impl Scheduler<'_> {
             let main = f.main.then_some(v);
             let id = self.buffer(name, &value.ty, place, main);
             if let Some(layout) = f.plan.layouts.get(&v) {
-                self.out.buffers[id.0 as usize].layout.clone_from(layout);
+                let b = &mut self.out.buffers[id.0 as usize];
+                b.layout.clone_from(layout);
+                b.bytes = buffer_bytes(b.dtype, &b.shape, layout, &self.symbols);
             }
             id
         };
