@@ -34,8 +34,8 @@ use std::collections::{HashMap, HashSet};
 const MAX_STAGES: usize = 8;
 
 /// Bytes of the largest value between the kernels of a chain, as multiples of the second-level cache. Smaller
-/// ones stay in the last-level cache, from where cores read as fast as they compute: chains of attention and
-/// Winograd's steps over 1 to 4 MB were measured no faster than their kernels, those over 50 MB were.
+/// ones stay in the last-level cache: in one run on four models, chains over 1 to 4 MB were no faster than
+/// their kernels one after another, those over 50 MB were.
 const LEAST_BYTES: f64 = 8.0;
 
 /// A kernel call.
