@@ -319,6 +319,8 @@ fn float_forms() -> Vec<Form> {
         "cvt.s32.s16 %d, %ah;" => "%d", |x, _, _| u64::from(i32::from(sh(x)) as u32);
         "cvt.s32.s8 %d, %a;" => "%d", |x, _, _| u64::from(i32::from(x as i8) as u32);
         "cvt.u16.u32 %dh, %a;" => "%dh", |x, _, _| x & 0xffff;
+        "cvt.s8.s32 %dh, %a; setp.eq.s16 %p, %dh, -3;" => "%p", |x, _, _| flag(x as i8 == -3);
+        "ld.global.s8 %dh, [%ap]; setp.eq.s16 %p, %dh, -3;" => "%p", |x, _, _| flag(x as i8 == -3);
         "cvt.sat.u8.s32 %d, %a;" => "%d", |x, _, _| s(x).clamp(0, 255) as u64;
         "cvt.sat.s8.s32 %d, %a;" => "%d", |x, _, _| u64::from(s(x).clamp(-128, 127) as u32);
         "add.f16 %dh, %ah, %bh;" => "%dh", |x, y, _| to_half(f64::from(h(x)) + f64::from(h(y)));

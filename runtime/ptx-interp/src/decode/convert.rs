@@ -64,7 +64,21 @@ impl Form<'_, '_> {
         if plain && let Some(op) = fast(to, from, integral, float, d, a, b) {
             return Ok(op);
         }
-        Ok(Op::Cvt(Cvt { to, from, round, integral: integral.is_some(), ftz, sat, satfinite, relu, d, a, b }))
+        let narrow = self.names.type_of(&self.ops[0]).is_some_and(|t| t.bits() == 16);
+        Ok(Op::Cvt(Cvt {
+            to,
+            from,
+            round,
+            integral: integral.is_some(),
+            ftz,
+            sat,
+            satfinite,
+            relu,
+            narrow,
+            d,
+            a,
+            b,
+        }))
     }
 }
 
@@ -231,6 +245,7 @@ impl Cvt {
 
     fn register_mask(&self) -> u64 {
         match self.to.bits() {
+            _ if self.narrow => 0xffff,
             16 => 0xffff,
             64 => u64::MAX,
             _ => 0xffff_ffff,

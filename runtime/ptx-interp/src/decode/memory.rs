@@ -123,7 +123,12 @@ impl Form<'_, '_> {
                 return Err("a register of another width".into());
             }
         }
-        let access = Access { space, addr, ty, n, regs, sem, non_coherent };
+        let first = match value {
+            Operand::Vector(v) => v.first(),
+            one => Some(one),
+        };
+        let narrow = first.and_then(|o| self.names.type_of(o)).is_some_and(|t| t.bits() == 16);
+        let access = Access { space, addr, ty, n, regs, sem, non_coherent, narrow };
         Ok(if load { Op::Ld(access) } else { Op::St(access) })
     }
 

@@ -76,6 +76,8 @@ pub struct Access {
     pub sem: Sem,
     /// `.nc`: the bytes must not be written while the kernel runs.
     pub non_coherent: bool,
+    /// The destinations are 16-bit registers: what is extended is cut to them.
+    pub narrow: bool,
 }
 
 /// Read-modify-write operations (§9.7.13.6 `atom`, §9.7.13.7 `red`).
@@ -201,6 +203,8 @@ pub struct Cvt {
     pub sat: bool,
     pub satfinite: bool,
     pub relu: bool,
+    /// The destination is a 16-bit register.
+    pub narrow: bool,
     pub d: Slot,
     pub a: Slot,
     pub b: Slot,

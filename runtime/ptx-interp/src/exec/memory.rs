@@ -465,8 +465,7 @@ fn distribute(w: &mut Warp, a: &Access, words: &Words, active: u32) {
             } else {
                 v
             };
-            // 16-bit registers hold 16 bits; which they are is not known here, so narrow signed values that
-            // go to one are cut where they are used as 16 bits
+            let v = if a.narrow { v & 0xffff } else { v };
             w.put(*r, l, v);
         }
     }

@@ -131,6 +131,7 @@ pub fn interesting(rng: &mut Random) -> u64 {
     match rng.next() % 8 {
         0 => u64::from(F32[(rng.next() % 12) as usize]) << 32 | u64::from(F32[(rng.next() % 12) as usize]),
         1 => rng.next() % 70,
+        7 => 0xfffd,
         2 => (rng.next() % 70).wrapping_neg(),
         3 => {
             let f = |r: &mut Random| u64::from((r.f32() * 100.0).to_bits());
