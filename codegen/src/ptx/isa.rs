@@ -464,7 +464,7 @@ impl Display for Offset {
 }
 
 impl Op {
-    /// The register that it writes.
+    /// The registers that it writes.
     fn registers(&self, f: &mut dyn FnMut(Reg)) {
         match self {
             Op::Mov { d, .. }
