@@ -63,6 +63,16 @@ pub fn available() -> Vec<&'static str> {
     names
 }
 
+/// The LLVM emitter for a CPU by name ([`target::named`]), whose code this machine may be unable to run: for people
+/// who look at it.
+pub fn backend_for(cpu: &str) -> Result<Box<dyn Backend>, CodegenError> {
+    #[cfg(feature = "llvm")]
+    if let Some(desc) = target::named(cpu) {
+        return Ok(Box::new(llvm::Llvm::of(desc)?));
+    }
+    Err(CodegenError::UnknownBackend { name: format!("llvm for {cpu}"), available: target::names() })
+}
+
 /// A backend by name for the CPU that this runs on; `threads` is what a parallel loop and the
 /// compiler itself may use (0: all cores).
 pub fn backend(name: &str, threads: usize) -> Result<Box<dyn Backend>, CodegenError> {

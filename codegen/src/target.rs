@@ -63,6 +63,42 @@ pub fn llvm_host(cpu: String, features: String, threads: usize) -> TargetDesc {
     }
 }
 
+/// x86 CPUs that code can be looked at for wherever this runs: name as LLVM has it, features that decide anything.
+const NAMED: [(&str, &str); 3] = [
+    ("haswell", "+avx2,+fma,+f16c"),
+    ("skylake-avx512", "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd"),
+    (
+        "znver4",
+        "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vbmi,+avx512vnni,+avx512bf16",
+    ),
+];
+
+/// A CPU by name as the LLVM emitter would use it: with two threads, and caches as they are common.
+pub fn named(cpu: &str) -> Option<TargetDesc> {
+    let (name, features) = NAMED.into_iter().find(|n| n.0 == cpu)?;
+    let wide = features.contains("+avx512f");
+    Some(TargetDesc {
+        name: format!("llvm-{name}"),
+        cpu: name.into(),
+        features: features.into(),
+        vector_bits: if wide { 512 } else { 256 },
+        vector_regs: if wide { 32 } else { 16 },
+        has_fma: true,
+        has_masks: wide,
+        has_f16: true,
+        simt: false,
+        cache_line: 64,
+        l1_bytes: 32 << 10,
+        l2_bytes: 1 << 20,
+        threads: 2,
+    })
+}
+
+/// Names that [`named`] knows.
+pub fn names() -> String {
+    NAMED.map(|n| n.0).join(", ")
+}
+
 /// The host as the Cranelift emitter uses it: 128-bit vectors in 16 registers.
 pub fn cranelift_host(threads: usize) -> TargetDesc {
     let caches = Caches::detect();

@@ -11,8 +11,8 @@ pub enum Math {
     /// The operations that the model spells out, in the order of a careful reader: no Winograd, quantised models
     /// in the real numbers that they are written in.
     Strict,
-    /// As `Default`, with operands of contractions and convolutions of f32 rounded to bf16; sums stay f32, and so do
-    /// halves inside of a fused kernel.
+    /// As `Default`, with operands of contractions and convolutions of f32 rounded to bf16 where the machine has
+    /// instructions for such products; sums stay f32, and so do halves inside of a fused kernel.
     Bf16,
 }
 

@@ -1,5 +1,17 @@
 //! What a target is, as plain data: passes ask it, nobody matches on names.
 
+use crate::kernel::Dot;
+
+/// How a machine adds dot products of words to the lanes of a vector.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Words {
+    /// One instruction.
+    Native,
+    /// Bytes widened to pairs of 16 bits, which one instruction multiplies and adds: two products of pairs for
+    /// each word, exact all the same. Both operands take two registers while they are used.
+    Pairs,
+}
+
 /// Register file and instruction set of one target.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TargetDesc {
@@ -31,5 +43,18 @@ impl TargetDesc {
     /// Lanes of a vector of elements of `bytes` bytes.
     pub fn lanes(&self, bytes: usize) -> u32 {
         (self.vector_bits / 8 / bytes.max(1) as u32).max(1)
+    }
+
+    /// How dot products of words are computed; `None` where there is nothing better than one product after another.
+    pub fn words(&self, dot: Dot) -> Option<Words> {
+        let has = |feature: &str| self.features.split(',').any(|f| f == feature);
+        match (dot, self.vector_bits) {
+            (Dot::Bytes, 512) if has("+avx512vnni") => Some(Words::Native),
+            (Dot::Bytes, 256) if has("+avxvnni") => Some(Words::Native),
+            (Dot::Bytes, 512) if has("+avx512bw") => Some(Words::Pairs),
+            (Dot::Bytes, 256) if has("+avx2") => Some(Words::Pairs),
+            (Dot::Bf16, 512) if has("+avx512bf16") => Some(Words::Native),
+            _ => None,
+        }
     }
 }

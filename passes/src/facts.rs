@@ -82,6 +82,8 @@ pub struct GraphFacts {
     pub cheap: Vec<bool>,
     /// Rough cost of an element in additions, down to the next value that is no elementwise op.
     pub weight: Vec<u32>,
+    /// Decodes a compressed constant for a contraction, which does so in registers ([`mark_decoded`]).
+    pub decoded: Vec<bool>,
     /// Must lie in a buffer of its own: operands of the host schedule, outputs.
     pub exact: Vec<bool>,
     /// Position of the op that defines a symbol inside this graph.
@@ -121,6 +123,7 @@ impl GraphFacts {
             carries_reduce: vec![false; n],
             cheap: vec![false; n],
             weight: vec![0; n],
+            decoded: vec![false; n],
             exact: vec![false; n],
             defined_at: HashMap::new(),
         };
@@ -187,11 +190,14 @@ impl GraphFacts {
                     Class::View => deepest,
                     _ => deepest + 1,
                 };
-                let convert = matches!(op.prim, Prim::Convert { .. }) && deepest == 0;
+                // what is narrowed once takes less memory from then on
+                let widens = |to: ir::DType| to.bytes() >= g[op.operands[0]].ty.dtype.bytes();
+                let convert = matches!(op.prim, Prim::Convert { to, .. } if widens(to)) && deepest == 0;
                 let scalar = class == Class::Elementwise && elems == Some(1) && depth[i] <= 3;
                 f.cheap[i] = convert || scalar || pure[i].is_some_and(|c| c <= 12);
             }
         }
+        mark_decoded(unit, &mut f);
         f
     }
 
@@ -206,6 +212,70 @@ impl GraphFacts {
             });
         }
         known
+    }
+}
+
+/// Operations per element beyond which decoding costs more than reading what was decoded.
+const DECODING: u32 = 12;
+/// Rows of the other operand up to which a contraction is bound by the bytes of its constant.
+const FEW_ROWS: i64 = 16;
+/// Bytes of constants that stay in the caches.
+const CACHED: i64 = 64 << 10;
+
+/// Marks the values between compressed constants and the contractions that they are decoded for: a few elementwise
+/// ops per element, of at most half the bytes, read by a contraction that may have few rows (packed bits with
+/// scales by block). Few rows take as long as their weights take to arrive.
+fn mark_decoded(unit: Unit, f: &mut GraphFacts) {
+    let g = unit.graph;
+    let bytes =
+        |v: ValueId| static_elems(&g[v].ty.shape).and_then(|n| n.checked_mul(g[v].ty.dtype.bytes() as i64));
+    // bytes of the constants behind a value
+    let mut behind: Vec<Option<i64>> = vec![None; g.value_count()];
+    let mut found = Vec::new();
+    for (_, op) in g.ops() {
+        let Some(&result) = op.results.first() else { continue };
+        let sum = || op.operands.iter().try_fold(0i64, |n, x| n.checked_add(behind[x.index()]?));
+        behind[result.index()] = match (class(&op.prim), &op.prim) {
+            (_, Prim::RandomBits { .. }) => None,
+            (Class::Const, Prim::Const(c)) => match unit.consts.get(c.0 as usize).and_then(uniform_scalar) {
+                Some(_) => Some(0),
+                None => bytes(result),
+            },
+            (Class::Source, _) => Some(0),
+            (Class::Elementwise | Class::View, _) if f.constant[result.index()] => sum(),
+            _ => None,
+        };
+        let (Prim::Contract { batch, reduce, .. }, &[a, b]) = (&op.prim, op.operands.as_slice()) else {
+            continue;
+        };
+        let (w, x, dims): (_, _, Vec<usize>) = match (f.constant[a.index()], f.constant[b.index()]) {
+            (false, true) => (b, a, reduce.iter().map(|r| r.0).collect()),
+            (true, false) => (a, b, reduce.iter().map(|r| r.1).collect()),
+            _ => continue,
+        };
+        let rows: Vec<Dim> = g[x]
+            .ty
+            .shape
+            .iter()
+            .enumerate()
+            .filter(|(d, _)| !dims.contains(d))
+            .map(|(_, n)| n.clone())
+            .collect();
+        let few = Dim::product(&rows).bounds(unit.symbols).0 <= FEW_ROWS;
+        let own = g.def_op(w).is_some_and(|d| class(&g[d].prim) == Class::Elementwise);
+        let small = bytes(w).zip(behind[w.index()]).is_some_and(|(all, b)| all >= CACHED && 2 * b <= all);
+        if batch.is_empty() && few && own && small && f.weight[w.index()] <= DECODING {
+            found.push(w);
+        }
+    }
+    while let Some(v) = found.pop() {
+        let Some(def) = g.def_op(v) else { continue };
+        match class(&g[def].prim) {
+            Class::Elementwise if !f.decoded[v.index()] => f.decoded[v.index()] = true,
+            Class::View => {}
+            _ => continue,
+        }
+        found.extend(&g[def].operands);
     }
 }
 

@@ -370,6 +370,11 @@ impl Planner<'_> {
         }
     }
 
+    /// Fewer bytes than the sums of a contraction have.
+    fn is_narrow(&self, v: ValueId) -> bool {
+        self.unit.graph[v].ty.dtype.bytes() < 4
+    }
+
     fn is_view(&self, v: ValueId) -> bool {
         let g = self.unit.graph;
         g.def_op(v).is_some_and(|op| matches!(class(&g[op].prim), Class::View | Class::Source))
@@ -513,6 +518,9 @@ impl Planner<'_> {
         if class == Class::View {
             return true;
         }
+        if f.decoded[i] && !root_init {
+            return true;
+        }
         // computed once per program
         if f.constant[i] && !root_init && !f.cheap[i] {
             return false;
@@ -523,6 +531,8 @@ impl Planner<'_> {
         let carries = f.carries_gemm[i] || f.carries_reduce[i];
         match class {
             Class::Elementwise if !exclusive => f.cheap[i] && !carries,
+            // somewhere above the other contraction a buffer begins: best where it is small
+            Class::Elementwise if has_gemm && f.carries_gemm[i] && self.is_narrow(v) => false,
             Class::Elementwise => {
                 let repeats_reduction =
                     c.level > 0 && carries || c.no_gemm && f.carries_gemm[i] || c.no_heavy && carries;

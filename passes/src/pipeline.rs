@@ -117,7 +117,9 @@ pub const PASSES: &[Pass] = &[
         stage: Stage::Canonical,
         reason: "operands that products may round; before pads, which then copy halves",
         run: |s, cx| {
-            let bf16 = cx.options.math == ir::Math::Bf16;
+            // without such an instruction there is nothing to gain for the digits that are lost
+            let native = cx.target.words(ir::kernel::Dot::Bf16).is_some();
+            let bf16 = cx.options.math == ir::Math::Bf16 && native;
             on_graph(s, |m| if bf16 { graph::bf16_products(m) } else { Ok(()) })
         },
     },

@@ -16,6 +16,9 @@ pub(super) struct InspectArgs {
     /// Print the model at this stage instead of the summary
     #[arg(long)]
     stage: Option<Stage>,
+    /// As compiled by llvm for another CPU: haswell, skylake-avx512 or znver4
+    #[arg(long)]
+    cpu: Option<String>,
     /// With --stage import or graph: large constants too, so that the text is a model (.ksg)
     #[arg(long)]
     full: bool,
@@ -56,7 +59,10 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<Outcome, Error> {
     }
     let backend: Box<dyn codegen::Backend> = match args.stage {
         Some(Stage::Ptx) => Box::new(codegen::ptx::Ptx::new(codegen::ptx::H100_SMS)),
-        _ => driver::backend(&options)?,
+        _ => match &args.cpu {
+            Some(cpu) => codegen::backend_for(cpu)?,
+            None => driver::backend(&options)?,
+        },
     };
     let imported = module.graph.order.len();
     let lowered = passes::compile(module, &backend.target(), &options.passes())?;

@@ -86,7 +86,8 @@ struct CompileArgs {
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// How exactly the model's arithmetic is followed: default, strict (the operations as written, halves
-    /// rounded after each), bf16 (products of f32 tensors in bf16, sums in f32)
+    /// rounded after each), bf16 (products of f32 tensors in bf16 where the machine
+    /// has instructions for them, sums in f32)
     #[arg(long, default_value = "default", value_parser = parse_math)]
     math: Math,
     /// Schedules found by `tune`, or `off` (default: $XDG_DATA_HOME/kernelsmith/tuned.json, where it exists)

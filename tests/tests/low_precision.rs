@@ -2,9 +2,11 @@
 
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::{Builder, V};
+use kernelsmith::ir::host::Place;
+use kernelsmith::ir::kernel::Dot;
 use kernelsmith::ir::prim::{Attr, ConvertMode, Prim, WindowDim};
 use kernelsmith::ir::{DType, Dim, IrError, Math, Module, Tensor};
-use kernelsmith::{CompileOptions, codegen, compile_module, driver};
+use kernelsmith::{CompileOptions, codegen, compile_module, driver, passes};
 
 /// Bytes that look random; `seed` chooses them.
 fn bytes(n: usize, seed: u64) -> Vec<u8> {
@@ -195,6 +197,17 @@ fn quantised_networks_compute_in_bytes() {
     }
 }
 
+#[test]
+fn parameters_of_quantised_networks_stay_small() {
+    let m = network(DType::I8);
+    let lowered = driver::compile_lowered(m, &options(codegen::available()[0], Math::Default)).unwrap().1;
+    let constant = |p: &Place| matches!(p, Place::Const(_) | Place::Init);
+    for b in lowered.buffers.iter().filter(|b| b.dtype == DType::F32 && constant(&b.place)) {
+        let elems: i64 = b.shape.iter().map(|d| d.as_const().unwrap()).product();
+        assert!(elems <= 16, "{} has {elems} elements, one for each of an activation", b.name);
+    }
+}
+
 // ---- bf16 -----------------------------------------------------------------------------------------
 
 #[test]
@@ -214,7 +227,78 @@ fn products_of_floats_in_bf16() {
         each(&m, Math::Bf16, &x, &|backend, got| {
             let c = compare(&got[0], &want[0], Tolerance { abs: 0.0, rel: 0.0, scale: 0.01 });
             assert!(c.passes(), "{rows} x {depth} x {cols}, {backend}: {c}");
-            assert!(c.max_abs > 0.0, "{backend}: nothing was rounded");
+            let native = codegen::backend(backend, 1).unwrap().target().words(Dot::Bf16).is_some();
+            let values = want[0].data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).abs());
+            let largest = f64::from(values.fold(0.0, f32::max));
+            assert_eq!(
+                c.max_abs > 1e-5 * largest,
+                native,
+                "{backend}: rounded where the machine gains from it"
+            );
         });
+    }
+}
+
+#[test]
+fn large_weights_lie_in_bf16() {
+    let target = codegen::target::named("znver4").unwrap();
+    let mut b = Builder::new("bf16");
+    let x = b.input("x", DType::F32, vec![64.into(), 512.into()]);
+    let w = b.constant(floats(&[512, 512], 29)).unwrap();
+    let y = b.matmul(x, w).unwrap();
+    let m = b.finish(&[("y".into(), y)]).unwrap();
+    let lowered = passes::compile(m, &target, &options("llvm", Math::Bf16).passes()).unwrap();
+    let loops: String =
+        lowered.kernels.iter().flat_map(|k| &k.variants).map(|v| v.func.to_string()).collect();
+    assert!(loops.contains(Dot::Bf16.tile_op()), "{loops}");
+}
+
+// ---- packed weights -------------------------------------------------------------------------------
+
+/// Weights of four bits in blocks of 32 with a scale each, `[cols, blocks, 16]`, times rows.
+fn packed_bits(rows: Option<usize>, cols: usize, blocks: usize) -> Module {
+    let mut b = Builder::new("packed bits");
+    let n = rows.map_or_else(|| b.symbol("n", 1, 64), Dim::from);
+    let depth = 32 * blocks;
+    let x = b.input("x", DType::F32, vec![n, depth.into()]);
+    let q = b.constant(tensor(DType::U8, &[cols, blocks, 16], 41)).unwrap();
+    let parts: Vec<Dim> = [cols, blocks, 16, 2].map(Dim::from).to_vec();
+    let q = b.unsqueeze(q, &[3]).unwrap();
+    let q = b.broadcast_to(q, &parts).unwrap();
+    let shift = b.iota(DType::U8, &parts, 3).unwrap();
+    let shift = b.mul_scalar(shift, 4.0).unwrap();
+    let q = b.shr(q, shift).unwrap();
+    let mask = b.scalar(DType::U8, 15.0).unwrap();
+    let q = b.and(q, mask).unwrap();
+    let q = b.reshape(q, &[cols.into(), depth.into()]).unwrap();
+    let q = b.convert(q, DType::F32).unwrap();
+    let zero = b.scalar(DType::F32, 8.0).unwrap();
+    let q = b.sub(q, zero).unwrap();
+    let s = b.constant(floats(&[cols, blocks, 1], 43)).unwrap();
+    let s = b.broadcast_to(s, &[cols, blocks, 32].map(Dim::from)).unwrap();
+    let s = b.reshape(s, &[cols.into(), depth.into()]).unwrap();
+    let w = b.mul(q, s).unwrap();
+    let y = b.contract(x, w, &[], &[(1, 1)], DType::F32).unwrap();
+    b.finish(&[("y".into(), y)]).unwrap()
+}
+
+#[test]
+fn packed_weights_are_decoded_in_registers() {
+    // too large to be folded
+    for (rows, cols, blocks) in [(Some(1), 640, 16), (Some(5), 650, 16), (None, 640, 16), (None, 530, 20)] {
+        let m = packed_bits(rows, cols, blocks);
+        for n in rows.map_or(vec![1, 3, 8, 33], |n| vec![n]) {
+            let x = [floats(&[n, 32 * blocks], 47)];
+            let want = Interp::new(&m).run(&x).unwrap();
+            each(&m, Math::Default, &x, &|backend, got| {
+                let c = compare(&got[0], &want[0], Tolerance { abs: 0.0, rel: 0.0, scale: 1e-5 });
+                assert!(c.passes(), "{n} x {} x {cols}, {backend}: {c}", 32 * blocks);
+            });
+        }
+        let lowered = driver::compile_lowered(m, &options(codegen::available()[0], Math::Default)).unwrap().1;
+        // no weights of 32 bits anywhere
+        let most = lowered.buffers.iter().filter_map(|b| b.bytes.as_const()).max().unwrap_or(0);
+        let packed = (cols.next_multiple_of(64) * blocks * 16) as i64;
+        assert!(most <= packed, "{most} bytes for {packed} of weights");
     }
 }

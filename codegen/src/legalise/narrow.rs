@@ -327,6 +327,9 @@ pub fn convert(
                 (f, _) => (x, f.is_some()),
             }
         }
+        (true, false) if from_reg == DType::F32 && is_narrow(to) => {
+            (narrow_from_float(b, to, to_reg, v), false)
+        }
         (true, false) => {
             let x = b.convert(to_reg, ConvertMode::Plain, v);
             (if is_narrow(to) { clamp_int(b, to, to_reg, x) } else { x }, false)
@@ -338,6 +341,28 @@ pub fn convert(
             (x, is_narrow(to) && !fits && !saturate)
         }
     })
+}
+
+/// f32 to a narrow integer type, saturated, NaN to 0: limited as a float, where it takes two instructions, so that
+/// the conversion itself has nothing left to saturate.
+fn narrow_from_float(b: &mut LoopBuilder, to: DType, to_reg: DType, v: Val) -> Val {
+    let ty = b.ty(v);
+    let Some((lo, hi)) = to.int_range() else { return b.convert(to_reg, ConvertMode::Plain, v) };
+    let (least, most) = (b.float(ty, lo as f64), b.float(ty, hi as f64));
+    // NaN is not above: it becomes the least value, which is 0 where there is no sign
+    let v = match lo {
+        0 => v,
+        _ => {
+            let number = b.cmp(CmpOp::Eq, v, v);
+            let zero = b.zero(ty);
+            b.select(number, v, zero)
+        }
+    };
+    let above = b.cmp(CmpOp::Gt, v, least);
+    let v = b.select(above, v, least);
+    let below = b.cmp(CmpOp::Lt, v, most);
+    let v = b.select(below, v, most);
+    b.convert(to_reg, ConvertMode::Plain, v)
 }
 
 /// Every value of `inner` is one of `outer`.

@@ -7,6 +7,7 @@ use crate::Fault;
 use crate::error::Emit;
 use ir::DType;
 use ir::dtype::Scalar;
+use ir::kernel::Dot;
 use ir::loops::{Block, Form, Func, Inst, Level, Stmt, Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::loops_opt::eval;
@@ -576,14 +577,12 @@ impl<'a> Legaliser<'a> {
         vals[0]
     }
 
-    /// Dot products of packed narrow operands, natively or by shifts and products.
+    /// Dot products of packed narrow operands, as the emitter has them or by shifts and products.
     fn tile_op(&mut self, name: &str, acc: Val, a: Val, b: Val) -> Emit<Tile> {
-        let feature = match name {
-            "vpdpbusd" => "+avx512vnni",
-            "vdpbf16ps" => "+avx512bf16",
-            _ => return Err(Fault::unsupported(format!("tile instruction `{name}`"))),
+        let Some(dot) = Dot::ALL.into_iter().find(|d| d.tile_op() == name) else {
+            return Err(Fault::unsupported(format!("tile instruction `{name}`")));
         };
-        let native = self.lanes == 16 && self.target.features.split(',').any(|f| f == feature);
+        let native = self.lanes == self.target.vector_bits / 32 && self.target.words(dot).is_some();
         let fma = self.target.has_fma;
         self.map3([acc, a, b], |f, [acc, x, y]| {
             if native && !f.ty(acc).is_scalar() {

@@ -18,6 +18,7 @@ use ir::target::TargetDesc;
 pub(super) struct Emitter<'a, 'ctx> {
     pub build: Build<'a, 'ctx>,
     pub func: &'a Func,
+    pub desc: &'a TargetDesc,
     function: FunctionValue<'ctx>,
     vals: Vec<Option<Value<'ctx>>>,
     pub bufs: Vec<PointerValue<'ctx>>,
@@ -68,7 +69,7 @@ pub(super) fn emit<'ctx>(
 
     let vals = vec![None; func.types.len()];
     let locals = Vec::new();
-    let mut emitter = Emitter { build, func, function, vals, bufs, locals, syms, status, range };
+    let mut emitter = Emitter { build, func, desc, function, vals, bufs, locals, syms, status, range };
     for offset in local_offsets(func).0 {
         let offset = emitter.dim(&offset)?;
         let byte = cx.i8_type().into();

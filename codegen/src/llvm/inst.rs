@@ -5,12 +5,14 @@ use super::func::Emitter;
 use crate::Fault;
 use crate::error::Emit;
 use inkwell::types::BasicTypeEnum;
-use inkwell::values::InstructionOpcode as Op;
+use inkwell::values::{InstructionOpcode as Op, InstructionValue};
 use inkwell::{FloatPredicate, IntPredicate};
 use ir::DType;
 use ir::dtype::Scalar;
+use ir::kernel::Dot;
 use ir::loops::{Inst, Val};
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
+use ir::target::Words;
 
 impl<'ctx> Emitter<'_, 'ctx> {
     /// The value of an instruction that defines `val`.
@@ -258,6 +260,9 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let b = &self.build;
         let ints = with_lanes(b.element(DType::I32)?, lanes(v.get_type()));
         let float = |x: f64| b.constant(v.get_type(), Scalar::Float(x));
+        if is_limited(v) {
+            return b.cast(Op::FPToSI, v, b.element(DType::I32)?);
+        }
         let (limit, least) = (float(2f64.powi(31)), float(-2f64.powi(31)));
         // everything within range first: beyond it the plain conversion means nothing
         let below = b.fcmp(FloatPredicate::OLT, v, limit)?;
@@ -273,6 +278,9 @@ impl<'ctx> Emitter<'_, 'ctx> {
     fn tile_op(&self, name: &str, acc: Val, a: Val, b: Val) -> Emit<Value<'ctx>> {
         let n = self.ty(acc)?.cols;
         let cx = self.build.cx;
+        if name == Dot::Bytes.tile_op() && self.desc.words(Dot::Bytes) == Some(Words::Pairs) {
+            return self.pairs_of_bytes(n, self.val(acc)?, self.val(a)?, self.val(b)?);
+        }
         let (intrinsic, part, parts) = match (name, n) {
             ("vpdpbusd", 16) => ("llvm.x86.avx512.vpdpbusd.512", Type::from(cx.i8_type()), 64),
             ("vpdpbusd", 8) => ("llvm.x86.avx512.vpdpbusd.256", cx.i8_type().into(), 32),
@@ -283,6 +291,62 @@ impl<'ctx> Emitter<'_, 'ctx> {
         let ty = vector(part, parts);
         let pieces = |v: Val| -> Emit<Value<'ctx>> { Ok(self.build.b.build_bit_cast(self.val(v)?, ty, "")?) };
         self.build.value_of(intrinsic, &[], &[self.val(acc)?, pieces(a)?, pieces(b)?])
+    }
+}
+
+/// True where `v` is `min(max(x, lo), hi)`, spelled as selects that answer a limit for NaN, with limits that i32 has.
+fn is_limited(v: Value<'_>) -> bool {
+    let upper = limited(v, FloatPredicate::OLT);
+    let lower = upper.and_then(|u| limited(u.0, FloatPredicate::OGT));
+    let fits = |limit: f64| limit.abs() <= f64::from(1 << 24);
+    upper.zip(lower).is_some_and(|(u, l)| fits(u.1) && fits(l.1))
+}
+
+/// `x` and `c` of `x p c ? x : c`.
+fn limited<'ctx>(v: Value<'ctx>, p: FloatPredicate) -> Option<(Value<'ctx>, f64)> {
+    let Value::VectorValue(v) = v else { return None };
+    let select = v.as_instruction().filter(|i| i.get_opcode() == Op::Select)?;
+    let operand = |of: InstructionValue<'ctx>, i: u32| of.get_operand(i)?.value();
+    let (mask, x, c) = (operand(select, 0)?, operand(select, 1)?, operand(select, 2)?);
+    let Value::VectorValue(mask) = mask else { return None };
+    let cmp = mask.as_instruction().filter(|i| i.get_fcmp_predicate() == Some(p))?;
+    let same = operand(cmp, 0)? == x && operand(cmp, 1)? == c;
+    same.then_some((x, lanes_of_constant(c)?))
+}
+
+/// The number that all lanes of a constant are.
+fn lanes_of_constant(v: Value<'_>) -> Option<f64> {
+    match v {
+        Value::VectorValue(v) if v.is_const() && v.is_null() => Some(0.0),
+        Value::VectorValue(v) if v.is_constant_data_vector() => match v.get_element_as_constant(0) {
+            Value::FloatValue(f) => f.get_constant().map(|c| c.0),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+impl<'ctx> Emitter<'_, 'ctx> {
+    /// Dot products of four bytes, `a` unsigned and `b` signed, by those of two 16-bit numbers: the even bytes, then
+    /// the odd ones. Instructions on pairs of bytes would saturate.
+    fn pairs_of_bytes(&self, n: u32, acc: Value<'ctx>, a: Value<'ctx>, b: Value<'ctx>) -> Emit<Value<'ctx>> {
+        let build = &self.build;
+        let short = Type::from(build.cx.i16_type());
+        let ty = vector(short, 2 * n);
+        let of = |v: i128| build.int_like(ty.into(), v);
+        let [a, b] = [a, b].map(|v| build.b.build_bit_cast(v, ty, ""));
+        let (a, b) = (a?, b?);
+        let even =
+            [build.bin(Op::And, a, of(255))?, build.bin(Op::AShr, build.bin(Op::Shl, b, of(8))?, of(8))?];
+        let odd = [build.bin(Op::LShr, a, of(8))?, build.bin(Op::AShr, b, of(8))?];
+        let intrinsic = match n {
+            8 => "llvm.x86.avx2.pmadd.wd",
+            16 => "llvm.x86.avx512.pmaddw.d.512",
+            _ => return Err(Fault::unsupported(format!("products of bytes on {n} lanes"))),
+        };
+        let even = build.value_of(intrinsic, &[], &even)?;
+        let odd = build.value_of(intrinsic, &[], &odd)?;
+        build.bin(Op::Add, acc, build.bin(Op::Add, even, odd)?)
     }
 }
 

@@ -22,7 +22,7 @@ use ir::loops::Func;
 use ir::target::TargetDesc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// LLVM for this host.
+/// LLVM for one CPU.
 pub(crate) struct Llvm {
     desc: TargetDesc,
     pool: rayon::ThreadPool,
@@ -47,13 +47,17 @@ fn disable_loop_strength_reduction() {
 
 impl Llvm {
     pub(crate) fn new(threads: usize) -> Result<Llvm, CodegenError> {
-        Target::initialize_native(&InitializationConfig::default()).map_err(host_error)?;
-        disable_loop_strength_reduction();
         let cpu = TargetMachine::get_host_cpu_name().to_string();
         let features = TargetMachine::get_host_cpu_features().to_string();
-        let desc = target::llvm_host(cpu, features, threads);
+        Self::of(target::llvm_host(cpu, features, threads))
+    }
+
+    /// LLVM for any CPU of this architecture.
+    pub(crate) fn of(desc: TargetDesc) -> Result<Llvm, CodegenError> {
+        Target::initialize_native(&InitializationConfig::default()).map_err(host_error)?;
+        disable_loop_strength_reduction();
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(desc.threads)
             .thread_name(|i| format!("compile-{i}"))
             .build()
             .map_err(host_error)?;

@@ -78,6 +78,44 @@ impl Ops<'_, '_, '_> {
     fn binary(&mut self, op: BinaryOp, x: ValueId, y: ValueId) -> Result<ValueId> {
         self.op(Prim::Binary(op), &[x, y])
     }
+    /// As [`Self::binary`]; of two broadcasts, the broadcast of the small result.
+    fn small(&mut self, op: BinaryOp, x: ValueId, y: ValueId) -> Result<ValueId> {
+        let shape = self.site.ty(x).shape.clone();
+        let (Some(a), Some(b)) = (self.narrow(x), self.narrow(y)) else { return self.binary(op, x, y) };
+        let mut kept: Vec<usize> = a.iter().chain(&b).map(|d| d.1).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        if kept.len() == shape.iter().filter(|n| !n.is_const(1)).count() {
+            return self.binary(op, x, y);
+        }
+        let sizes: Vec<Dim> = kept.iter().map(|d| shape[*d].clone()).collect();
+        let mut operands = Vec::new();
+        for (v, dims) in [(x, a), (y, b)] {
+            let Some(&of) = self.site.def(v).and_then(|d| d.operands.first()) else {
+                return self.binary(op, x, y);
+            };
+            let own: Vec<Dim> = dims.iter().map(|d| self.site.ty(of).shape[d.0].clone()).collect();
+            let of = if own == self.site.ty(of).shape {
+                of
+            } else {
+                self.op(Prim::Reshape { shape: own }, &[of])?
+            };
+            let at: Vec<usize> = dims.iter().filter_map(|d| kept.iter().position(|k| *k == d.1)).collect();
+            operands.push(if at.len() == kept.len() && at.is_sorted() {
+                of
+            } else {
+                self.spread(of, &sizes, at)?
+            });
+        }
+        let result = self.binary(op, operands[0], operands[1])?;
+        self.spread(result, &shape, kept)
+    }
+    /// Of a broadcast: the dims of its operand that have several elements, and their dims of the result.
+    fn narrow(&self, v: ValueId) -> Option<Vec<(usize, usize)>> {
+        let Op { prim: Prim::Broadcast { dims, .. }, operands, .. } = self.site.def(v)? else { return None };
+        let from = &self.site.ty(*operands.first()?).shape;
+        Some(dims.iter().copied().enumerate().filter(|(i, _)| !from[*i].is_const(1)).collect())
+    }
     /// `x` with its dims at `dims` of `shape`.
     fn spread(&mut self, x: ValueId, shape: &[Dim], dims: Vec<usize>) -> Result<ValueId> {
         self.op(Prim::Broadcast { shape: shape.to_vec(), dims }, &[x])
@@ -109,6 +147,38 @@ impl Ops<'_, '_, '_> {
         let bit = self.spread(bit, &ty.shape, Vec::new())?;
         let x = self.binary(BinaryOp::Xor, x, bit)?;
         if to == DType::I8 { self.op(Prim::Bitcast { to }, &[x]) } else { Ok(x) }
+    }
+    /// Signed bytes that are just being quantised, 128 higher: with another zero point. (What NaN is quantised to
+    /// is not defined.)
+    fn quantised_above(&mut self, bytes: ValueId) -> Result<Option<ValueId>> {
+        let quantise = Prim::Convert { to: DType::I8, mode: ConvertMode::Saturate };
+        let (steps, zero) = match self.site.def(bytes) {
+            Some(Op { prim, operands, .. }) if *prim == quantise => match self.site.def(operands[0]) {
+                Some(&Op { prim: Prim::Binary(BinaryOp::Add), ref operands, .. }) => {
+                    let rounded = self.site.def(operands[0]).map(|d| &d.prim);
+                    let zero = self.site.def(operands[1]).and_then(|d| d.operands.first());
+                    let zero = zero.and_then(|z| self.uniform(*z));
+                    match (rounded, zero) {
+                        (Some(Prim::Unary(UnaryOp::RoundEven)), Some(zero)) => (operands[0], zero.as_f64()),
+                        _ => return Ok(None),
+                    }
+                }
+                Some(Op { prim: Prim::Unary(UnaryOp::RoundEven), .. }) => (operands[0], 0.0),
+                _ => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        if self.site.ty(steps).dtype != DType::F32 {
+            return Ok(None);
+        }
+        let mut q = steps;
+        if zero != -128.0 {
+            let shape = self.site.ty(q).shape.clone();
+            let zero = self.scalar(DType::F32, Scalar::Float(zero + 128.0));
+            let zero = self.spread(zero, &shape, Vec::new())?;
+            q = self.binary(BinaryOp::Add, q, zero)?;
+        }
+        self.op(Prim::Convert { to: DType::U8, mode: ConvertMode::Saturate }, &[q]).map(Some)
     }
     fn constant(&self, v: ValueId) -> Option<&ConstData> {
         match self.site.def(v)?.prim {
@@ -183,7 +253,10 @@ impl Quant {
         if let Some(&u) = known {
             return Ok(u);
         }
-        let u = ops.shifted(bytes)?;
+        let u = match ops.quantised_above(bytes)? {
+            Some(u) => u,
+            None => ops.shifted(bytes)?,
+        };
         if let Some(k) = self.known.last_mut() {
             k.unsigned.insert(bytes, u);
         }
@@ -249,7 +322,6 @@ impl Quant {
         };
         let shape = ops.site.ty(x).shape.clone();
         let scale = ops.as_scalar(scale)?;
-        let scale = ops.spread(scale, &shape, Vec::new())?;
         let Some(steps) = self.divided(ops, x, scale)? else { return Ok(None) };
         let mut q = ops.op(Prim::Unary(UnaryOp::RoundEven), &[steps])?;
         if zero != 0 {
@@ -260,23 +332,34 @@ impl Quant {
         ops.op(Prim::Convert { to, mode: ConvertMode::Saturate }, &[q]).map(Some)
     }
 
-    /// `x / by` where the division goes to constants: of scaled sums, with a bias, cut off at 0.
+    /// `x / by`, a scalar, where the division goes to constants: of scaled sums, of bytes, of a sum of two such, with
+    /// a bias, cut off at 0.
     fn divided(&self, ops: &mut Ops<'_, '_, '_>, x: ValueId, by: ValueId) -> Result<Option<ValueId>> {
+        let shape = ops.site.ty(x).shape.clone();
         if let Some(&(sum, scale)) = self.known.last().and_then(|k| k.sums.get(&x)) {
-            let scale = ops.binary(BinaryOp::Div, scale, by)?;
+            let by = ops.spread(by, &shape, Vec::new())?;
+            let scale = ops.small(BinaryOp::Div, scale, by)?;
             return ops.binary(BinaryOp::Mul, sum, scale).map(Some);
         }
+        if let Some(q) = self.real(x).filter(|q| !q.constant && q.axis.is_none()).cloned() {
+            let scale = ops.as_scalar(q.scale)?;
+            let scale = ops.binary(BinaryOp::Div, scale, by)?;
+            return ops.dequantise(&Quantised { scale, ..q }).map(Some);
+        }
         let Some(&Op { prim: Prim::Binary(op), ref operands, .. }) = ops.site.def(x) else { return Ok(None) };
-        let (a, b) = match *operands.as_slice() {
-            [a, b] if ops.is_fixed(b) => (a, b),
-            [a, b] if ops.is_fixed(a) => (b, a),
-            _ => return Ok(None),
-        };
+        let &[a, b] = operands.as_slice() else { return Ok(None) };
+        let (a, b) = if ops.is_fixed(a) { (b, a) } else { (a, b) };
         if !matches!(op, BinaryOp::Add | BinaryOp::Max | BinaryOp::Min) {
             return Ok(None);
         }
+        if !ops.is_fixed(b) {
+            let both = (self.divided(ops, a, by)?, self.divided(ops, b, by)?);
+            let (Some(a), Some(b)) = both else { return Ok(None) };
+            return ops.binary(op, a, b).map(Some);
+        }
         let Some(a) = self.divided(ops, a, by)? else { return Ok(None) };
-        let b = ops.binary(BinaryOp::Div, b, by)?;
+        let by = ops.spread(by, &shape, Vec::new())?;
+        let b = ops.small(BinaryOp::Div, b, by)?;
         ops.binary(op, a, b).map(Some)
     }
 

@@ -5,7 +5,7 @@ use super::tiles::{self, Question};
 use super::{ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
 use ir::kernel::{Access as Use, Axis, Expr, Guard, Kernel, Stmt};
 use ir::prim::{BinaryOp, Combine};
-use ir::target::TargetDesc;
+use ir::target::{TargetDesc, Words};
 use ir::{Dim, Monoid, Symbols, Var};
 
 /// A schedule and the sizes that it is for: every guard `0 <= expr < bound` holds.
@@ -30,6 +30,8 @@ pub fn cost(k: &Kernel, symbols: &Symbols) -> Cost {
 const NS_PER_OP: f64 = 0.2;
 /// Bytes that one core moves in a nanosecond, out of its caches on average.
 const BYTES_PER_NS: f64 = 16.0;
+/// Values that share a byte, at most.
+const PLACES: i64 = 4;
 /// Vector instructions below which an iteration of the parallel loop is not worth its dispatch.
 const MIN_WORK: f64 = 2000.0;
 
@@ -246,6 +248,7 @@ impl<'a> Chooser<'a> {
             contraction: false,
             overlap,
             extra: 0,
+            col_operands: 1,
         };
         let (tile, score) = tiles::best(&question, self.target);
         self.col_size = tile.cols;
@@ -263,6 +266,11 @@ impl<'a> Chooser<'a> {
             question.contraction = contraction;
             question.row_bytes = row_bytes;
             question.extra = if contraction && self.product_of_reads() { 0 } else { 2 };
+            question.col_operands = self.col_operands(axis.var, col, &reductions);
+            if self.splits_words() {
+                question.col_operands *= 2;
+                question.extra += 2;
+            }
             let (tile, mut score) = tiles::best(&question, self.target);
             if question.rows.is_none() && question.rows_step % i64::from(tile.rows) != 0 {
                 // perhaps there are too few of them: better an axis whose length is known
@@ -326,6 +334,22 @@ impl<'a> Chooser<'a> {
             }
         }
         Some(Rows { shared, contraction, row_bytes: bytes })
+    }
+
+    /// Reads of a reduction that rows along `v` share, at most.
+    fn col_operands(&self, v: Var, col: Var, reductions: &[&Work]) -> u32 {
+        let panel = self.col.and_then(|c| c.1);
+        let shared = |x: &&Access| {
+            self.a.step(&x.offset, v, None) == Step::Zero && self.a.step(&x.offset, col, panel) != Step::Zero
+        };
+        reductions.iter().map(|w| w.accesses.iter().filter(shared).count() as u32).max().unwrap_or(1)
+    }
+
+    /// True where dot products take their operands apart first.
+    fn splits_words(&self) -> bool {
+        let pairs =
+            |e: &Expr| matches!(e, Expr::Dot(dot, ..) if self.target.words(*dot) == Some(Words::Pairs));
+        self.a.k.exprs().iter().any(pairs)
     }
 
     /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.
@@ -420,10 +444,27 @@ impl<'a> Chooser<'a> {
                     // neighbouring windows overlap: unrolled, they share their loads
                     spec.unroll = 5;
                 }
+                if w.reduce && self.contraction && w.axes.iter().any(|x| self.is_place_in_byte(w, x)) {
+                    spec.unroll = PLACES as u32;
+                }
                 spec.order = order;
                 spec
             })
             .collect()
+    }
+
+    /// True where the steps of a short axis take different parts of the same elements of a column operand:
+    /// unrolled, they share their load.
+    fn is_place_in_byte(&self, w: &Work, axis: &Axis) -> bool {
+        let Some((col, panel)) = self.col else { return false };
+        let repeats = |x: &Access| {
+            !x.store
+                && self.a.step(&x.offset, col, panel) != Step::Zero
+                && self.a.step(&x.offset, axis.var, None) == Step::Zero
+        };
+        let dtype = |x: &Access| self.a.k.buffers[x.buf.0 as usize].dtype;
+        axis.extent.as_const().is_some_and(|n| n <= PLACES)
+            && w.accesses.iter().any(|x| dtype(x).bytes() == 1 && repeats(x))
     }
 
     /// How far accesses move along `v`, estimated.

@@ -10,24 +10,14 @@
 //!
 //! Where the layouts are so, [`words`] turns the reduction over single parts into one over words: the buffers
 //! become buffers of i32, and every later step sees a plain contraction with [`Expr::Dot`] for a product.
-//! Whether layouts are made so depends on the target ([`native`]); what they mean does not.
+//! Whether layouts are made so depends on the target ([`ir::target::TargetDesc::words`]); what they mean does not.
 
 use crate::lower::space::{VarFacts, vars_of};
 use ir::dtype::Scalar;
-use ir::kernel::{Access, Buffer, Dot, Expr, ExprId, Kernel, Stmt};
+use ir::kernel::{Access, Axis, BufId, Buffer, Dot, Expr, ExprId, Kernel, Stmt};
 use ir::prim::{BinaryOp, ConvertMode};
-use ir::target::TargetDesc;
 use ir::{DType, Dim, Monoid, Symbols, Var};
 use std::collections::HashMap;
-
-/// True where the target has an instruction for it.
-pub fn native(dot: Dot, target: &TargetDesc) -> bool {
-    let feature = match dot {
-        Dot::Bytes => "+avx512vnni",
-        Dot::Bf16 => "+avx512bf16",
-    };
-    target.features.split(',').any(|f| f == feature)
-}
 
 /// A product of narrow reads that words may stand for: the kind, and the reads (the unsigned one first).
 pub fn product(k: &Kernel, value: ExprId) -> Option<(Dot, [ExprId; 2])> {
@@ -85,30 +75,25 @@ pub fn widen(kernel: &Kernel) -> Option<Kernel> {
     let (at, dot, reads) = reduction(kernel)?;
     let parts = dot.parts();
     let Stmt::Reduce { axes, .. } = &kernel.stmts[at] else { return None };
-    let mut found = None;
-    for (n, axis) in axes.iter().enumerate() {
-        let Some(extent) = axis.extent.as_const() else { continue };
-        if dot != Dot::Bytes || extent % parts as i64 == 0 {
-            continue;
-        }
-        let mut places = Vec::new();
-        let mut constant = false;
-        for r in reads {
-            let Expr::Read { buf, index, .. } = kernel.get(r) else { return None };
+    if dot != Dot::Bytes {
+        return None;
+    }
+    // the buffers and dims that an axis runs through in whole, where both keep words of it
+    let places = |axis: &Axis| {
+        let place = |r: &ExprId| {
+            let Expr::Read { buf, index, .. } = kernel.get(*r) else { return None };
             let b = &kernel.buffers[buf.0 as usize];
             let d = index.iter().position(|i| *i == Dim::from(axis.var))?;
             let alone = index.iter().filter(|i| i.uses_var(axis.var)).count() == 1;
-            if !alone || b.shape[d] != axis.extent || !keeps_words(b, d, dot) {
-                return None;
-            }
-            constant |= b.constant;
-            places.push((*buf, d));
-        }
-        if constant {
-            found = Some((n, extent, places));
-        }
-    }
-    let (n, extent, places) = found?;
+            (alone && b.shape[d] == axis.extent && keeps_words(b, d, dot)).then_some((*buf, d))
+        };
+        let places: Vec<(BufId, usize)> = reads.iter().map(place).collect::<Option<_>>()?;
+        places.iter().any(|p| kernel.buffers[p.0.0 as usize].constant).then_some(places)
+    };
+    let (n, extent, places) = axes.iter().enumerate().find_map(|(n, axis)| {
+        let extent = axis.extent.as_const().filter(|e| e % parts as i64 != 0)?;
+        Some((n, extent, places(axis)?))
+    })?;
     let whole = Dim::from(extent.div_euclid(parts as i64) * parts as i64 + parts as i64);
     let mut out = kernel.clone();
     for (buf, d) in places {

@@ -71,6 +71,17 @@ pub fn operands(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Resu
     for (i, factor) in found.factors.into_iter().enumerate() {
         let column = i == found.col_factor;
         let read = plain_read(kernel, factor);
+        if column
+            && read.is_none()
+            && let Some(layouts) = decoded(kernel, symbols, target, &found, &facts)?
+        {
+            for (buf, layout) in layouts {
+                let ready = layout == kernel.buffers[buf.0 as usize].layout;
+                let need = if ready { Need::Ready } else { Need::Pack(layout) };
+                result.push(Operand { factor, buf: Some(buf), column, need });
+            }
+            continue;
+        }
         let need = match read {
             // conversions belong outside of the loop over the products
             Some((buf, _))
@@ -155,7 +166,7 @@ fn plain_read(k: &Kernel, e: ExprId) -> Option<(BufId, ExprId)> {
 
 /// The reduce axis whose elements lie in words of the target's dot products, where both operands can lie so.
 fn word_axis(kernel: &Kernel, found: &Found, facts: &VarFacts, target: &TargetDesc) -> Option<(Dot, Var)> {
-    let (dot, _) = dots::product(kernel, found.product).filter(|p| dots::native(p.0, target))?;
+    let (dot, _) = dots::product(kernel, found.product).filter(|p| target.words(p.0).is_some())?;
     let operand = |i: usize| {
         let (buf, e) = plain_read(kernel, found.factors[i])?;
         let Expr::Read { index, .. } = kernel.get(e) else { return None };
@@ -306,48 +317,154 @@ fn packed(
     facts: &VarFacts,
 ) -> Result<Layout> {
     let b = &kernel.buffers[buf.0 as usize];
-    let Some((_, read)) = plain_read(kernel, found.factors[found.col_factor]) else {
+    let read = plain_read(kernel, found.factors[found.col_factor]);
+    let Some(order) = read.and_then(|r| Order::of(kernel, r.1, found, word, facts)) else {
         return Ok(b.layout.clone());
     };
-    let Expr::Read { index, .. } = kernel.get(read) else { return Ok(b.layout.clone()) };
-    let distance = distances(kernel, found.factors[1 - found.col_factor], facts);
-    let of_dim = |d: usize| vars_of(&index[d]);
-    let (mut batch, mut inner, mut col) = (Vec::new(), Vec::new(), None);
-    for (d, size) in b.shape.iter().enumerate() {
-        let vars = of_dim(d);
-        if vars.contains(&found.col) {
-            col = Some(d);
-        } else if vars.iter().any(|v| found.reduce.contains(v)) && !size.is_const(1) {
-            inner.push(d);
-        } else {
-            batch.push(d);
-        }
-    }
-    let Some(col) = col else { return Ok(b.layout.clone()) };
-    let key = |d: &usize| of_dim(*d).into_iter().map(&distance).fold(0.0, f64::max);
-    inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
-    let frag = |dim, div, len| Frag { dim, div, len };
-    let word = word
-        .and_then(|(dot, v)| Some((dot.parts(), inner.iter().copied().find(|d| of_dim(*d).contains(&v))?)));
-    let whole = |d: &usize| frag(*d, word.filter(|w| w.1 == *d).map_or(1, |w| w.0), None);
-    let parts = word.map(|(parts, d)| frag(d, 1, Some(parts)));
-    let frags = batch.iter().chain(&inner).map(whole).chain([frag(col, 1, None)]).chain(parts).collect();
-    let plain = Layout { frags, halo: vec![(0, 0); b.shape.len()] };
+    let plain = order.plain();
     // the schedule for a contiguous column operand says how many columns a tile has
     let mut probe = kernel.clone();
     probe.buffers[buf.0 as usize].layout = plain.clone();
     let normal = normal_form(&probe, symbols)?;
     let Some(nr) = column_tile(&normal, symbols, target) else { return Ok(plain) };
     // a panel may not straddle two groups
-    let alone = index[col] == Dim::from(found.col);
     let extent = facts.extent(found.col).cloned().unwrap_or_else(|| Dim::from(1));
-    if !alone && !extent.divisible_by(nr.into(), facts) || alone && extent.is_const(nr.into()) {
+    if !order.alone && !extent.divisible_by(nr.into(), facts) || order.alone && extent.is_const(nr.into()) {
         return Ok(plain);
     }
-    let mut frags: Vec<Frag> = batch.iter().map(whole).collect();
-    frags.push(frag(col, nr as usize, None));
-    frags.extend(inner.iter().map(whole));
-    frags.push(frag(col, 1, Some(nr as usize)));
-    frags.extend(parts);
-    Ok(Layout { frags, halo: vec![(0, 0); b.shape.len()] })
+    Ok(order.panels(nr as usize))
+}
+
+/// The dims of a constant column operand in the order in which they are to lie.
+struct Order {
+    batch: Vec<usize>,
+    /// Dims of the reduction, outermost first.
+    inner: Vec<usize>,
+    /// The dim that the column axis runs through, and whether that axis alone does.
+    col: usize,
+    alone: bool,
+    /// Parts of a word, and the dim that they belong to.
+    word: Option<(usize, usize)>,
+}
+
+impl Order {
+    /// `None` where `read` does not depend on the column axis.
+    fn of(
+        kernel: &Kernel,
+        read: ExprId,
+        found: &Found,
+        word: Option<(Dot, Var)>,
+        facts: &VarFacts,
+    ) -> Option<Order> {
+        let Expr::Read { buf, index, .. } = kernel.get(read) else { return None };
+        let distance = distances(kernel, found.factors[1 - found.col_factor], facts);
+        let of_dim = |d: usize| vars_of(&index[d]);
+        let (mut batch, mut inner, mut col) = (Vec::new(), Vec::new(), None);
+        for (d, size) in kernel.buffers[buf.0 as usize].shape.iter().enumerate() {
+            let vars = of_dim(d);
+            if vars.contains(&found.col) {
+                col = Some(d);
+            } else if vars.iter().any(|v| found.reduce.contains(v)) && !size.is_const(1) {
+                inner.push(d);
+            } else {
+                batch.push(d);
+            }
+        }
+        let col = col?;
+        let key = |d: &usize| of_dim(*d).into_iter().map(&distance).fold(0.0, f64::max);
+        inner.sort_by(|x, y| key(y).total_cmp(&key(x)));
+        let word = word.and_then(|(dot, v)| {
+            Some((dot.parts(), inner.iter().copied().find(|d| of_dim(*d).contains(&v))?))
+        });
+        Some(Order { batch, inner, alone: index[col] == Dim::from(found.col), col, word })
+    }
+
+    fn whole(&self, dim: usize) -> Frag {
+        let div = self.word.filter(|w| w.1 == dim).map_or(1, |w| w.0);
+        Frag { dim, div, len: None }
+    }
+    fn layout(&self, outer: Option<Frag>, col: Frag) -> Layout {
+        let mut frags: Vec<Frag> = self.batch.iter().map(|d| self.whole(*d)).collect();
+        frags.extend(outer);
+        frags.extend(self.inner.iter().map(|d| self.whole(*d)));
+        frags.push(col);
+        frags.extend(self.word.map(|(parts, dim)| Frag { dim, div: 1, len: Some(parts) }));
+        let rank = self.batch.len() + self.inner.len() + 1;
+        Layout { frags, halo: vec![(0, 0); rank] }
+    }
+    /// `[batch][k ...][n]`
+    fn plain(&self) -> Layout {
+        self.layout(None, Frag { dim: self.col, div: 1, len: None })
+    }
+    /// `[batch][n / nr][k ...][n % nr]`
+    fn panels(&self, nr: usize) -> Layout {
+        let outer = Frag { dim: self.col, div: nr, len: None };
+        self.layout(Some(outer), Frag { dim: self.col, div: 1, len: Some(nr) })
+    }
+}
+
+/// Reads of constants that an expression is computed from; `None` where it reads anything else.
+fn constant_reads(kernel: &Kernel, e: ExprId) -> Option<Vec<ExprId>> {
+    let (mut reads, mut stack) = (Vec::new(), vec![e]);
+    while let Some(e) = stack.pop() {
+        match kernel.get(e) {
+            Expr::Read { buf, guards, .. } => {
+                if !kernel.buffers[buf.0 as usize].constant || !guards.is_empty() {
+                    return None;
+                }
+                if !reads.contains(&e) {
+                    reads.push(e);
+                }
+            }
+            Expr::Local(_) | Expr::Inside(_) | Expr::Bind { .. } => return None,
+            other => stack.extend(crate::kernels::children(other)),
+        }
+    }
+    Some(reads)
+}
+
+/// The layouts in which a column factor is decoded, in registers, from constants of at most half its bytes; `None`
+/// where it is no such factor.
+fn decoded(
+    kernel: &Kernel,
+    symbols: &Symbols,
+    target: &TargetDesc,
+    found: &Found,
+    facts: &VarFacts,
+) -> Result<Option<Vec<(BufId, Layout)>>> {
+    let factor = found.factors[found.col_factor];
+    let Some(reads) = constant_reads(kernel, factor) else { return Ok(None) };
+    let mut vars = Vec::new();
+    expr_vars(kernel, factor, &mut vars);
+    let size = |v: &Var| facts.extent(*v).and_then(Dim::as_const).map(|n| n as f64);
+    let Some(elems) = vars.iter().map(size).try_fold(1.0, |n, d| Some(n * d?)) else { return Ok(None) };
+    let mut orders: Vec<(BufId, Order)> = Vec::new();
+    let mut bytes = 0.0;
+    for read in reads {
+        let Expr::Read { buf, .. } = kernel.get(read) else { return Ok(None) };
+        let b = &kernel.buffers[buf.0 as usize];
+        if orders.iter().any(|o| o.0 == *buf) {
+            return Ok(None);
+        }
+        let elems = Dim::product(&b.shape);
+        if elems.is_const(1) {
+            continue;
+        }
+        let Some(order) = Order::of(kernel, read, found, None, facts).filter(|o| o.alone) else {
+            return Ok(None);
+        };
+        bytes += facts.estimate(&elems) * b.dtype.bytes() as f64;
+        orders.push((*buf, order));
+    }
+    if orders.is_empty() || 2.0 * bytes > elems * dtype_of(kernel, factor, &[]).bytes() as f64 {
+        return Ok(None);
+    }
+    let mut probe = kernel.clone();
+    for (buf, order) in &orders {
+        probe.buffers[buf.0 as usize].layout = order.plain();
+    }
+    let nr = column_tile(&normal_form(&probe, symbols)?, symbols, target);
+    let panels = nr.filter(|nr| size(&found.col) != Some(f64::from(*nr)));
+    let layout = |o: &Order| panels.map_or_else(|| o.plain(), |nr| o.panels(nr as usize));
+    Ok(Some(orders.iter().map(|(buf, o)| (*buf, layout(o))).collect()))
 }

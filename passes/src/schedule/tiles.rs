@@ -26,6 +26,8 @@ pub struct Question {
     pub overlap: bool,
     /// Registers that other values of the innermost loop need.
     pub extra: u32,
+    /// Column operands: more than one where the column factor is decoded.
+    pub col_operands: u32,
 }
 
 /// Rows and columns.
@@ -44,6 +46,9 @@ pub fn best(q: &Question, target: &TargetDesc) -> (Tile, f64) {
     let most_vectors = if q.contraction && q.rows != Some(1) { 6 } else { 8 };
     let vectors: Vec<u32> = match q.panel {
         Some(p) => vec![(p as u32).div_ceil(lanes)],
+        // enough accumulators for one row to keep up with memory; the other registers are for more rows, which
+        // share what was decoded
+        None if q.contraction && q.col_operands > 1 => vec![DECODED_VECTORS],
         None => (1..=most_vectors).collect(),
     };
     let mut result = (Tile { rows: 1, cols: lanes }, 0.0);
@@ -66,10 +71,14 @@ pub fn best(q: &Question, target: &TargetDesc) -> (Tile, f64) {
 /// 14 x 32 spilled on Zen 5 and lost a quarter of its speed; with four no tile spilled.
 const ROW_REGS: u32 = 4;
 
+/// Vectors of a tile whose column factor is decoded in registers.
+const DECODED_VECTORS: u32 = 2;
+
 /// Accumulators that fit the register file beside the row elements and the column vectors.
 fn budget(target: &TargetDesc, nv: u32, q: &Question) -> u32 {
     let ahead = if target.vector_regs > 16 { ROW_REGS } else { 1 };
-    let operands = if q.contraction && nv == 1 { ahead } else { nv + ahead };
+    let vectors = nv * q.col_operands.max(1);
+    let operands = if q.contraction && vectors == 1 { ahead } else { vectors + ahead };
     let most = if q.contraction { u32::MAX } else { target.vector_regs / 2 };
     target.vector_regs.saturating_sub(operands + q.extra).clamp(1, most)
 }
@@ -142,6 +151,7 @@ mod tests {
             contraction: true,
             overlap: true,
             extra: 0,
+            col_operands: 1,
         };
         let (t, score) = best(&q, target);
         assert_eq!((t.rows, t.cols), expect, "{rows} x {cols}: {score}");

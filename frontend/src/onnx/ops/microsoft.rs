@@ -114,18 +114,17 @@ pub(super) fn unpack(b: &mut Builder, x: V, bits: i64) -> Result<V> {
         return Ok(x);
     }
     let per = 8 / bits;
-    let mask = b.scalar(DType::U8, f64::from((1 << bits) - 1))?;
-    let mut parts = Vec::new();
-    for i in 0..per {
-        let shift = b.scalar(DType::U8, (i * bits) as f64)?;
-        let p = if i == 0 { x } else { b.shr(x, shift)? };
-        let p = if i == per - 1 { p } else { b.and(p, mask)? };
-        parts.push(b.unsqueeze(p, &[-1])?);
-    }
-    let axis = b.rank(x);
-    let all = b.concat(&parts, axis)?;
     let mut shape = b.shape(x).to_vec();
-    let last = shape.len() - 1;
+    let (last, axis) = (shape.len() - 1, shape.len());
+    // a function of a byte and of the place in it: elementwise, so that users may decode in registers
+    let parts: Vec<Dim> = shape.iter().cloned().chain([Dim::from(per)]).collect();
+    let x = b.unsqueeze(x, &[-1])?;
+    let x = b.broadcast_to(x, &parts)?;
+    let place = b.iota(DType::U8, &parts, axis)?;
+    let shift = b.mul_scalar(place, bits as f64)?;
+    let all = b.shr(x, shift)?;
+    let mask = b.scalar(DType::U8, f64::from((1 << bits) - 1))?;
+    let all = b.and(all, mask)?;
     shape[last] = &shape[last] * &Dim::from(per);
     b.reshape(all, &shape)
 }
