@@ -26,6 +26,16 @@ type Result<T> = std::result::Result<T, PullError>;
 
 /// True where the form pays: 3 x 3, stride 1, enough channels and tiles. `out`: type of the result.
 pub fn pays(prim: &Prim, w: &TensorType, out: &TensorType, symbols: &Symbols) -> bool {
+    pays_from(MIN_TILES, prim, w, out, symbols)
+}
+
+/// As [`pays`], where the direct form computes two products at once from weights of half the size: the transformed
+/// ones are eight times as large.
+pub fn pays_over_halves(prim: &Prim, w: &TensorType, out: &TensorType, symbols: &Symbols) -> bool {
+    pays_from(4 * MIN_TILES, prim, w, out, symbols)
+}
+
+fn pays_from(least: i64, prim: &Prim, w: &TensorType, out: &TensorType, symbols: &Symbols) -> bool {
     let Prim::Convolve { window, groups: 1, acc: DType::F32 } = prim else { return false };
     let [_, _, h, wd] = out.shape.as_slice() else { return false };
     let plain = |d: &WindowDim| d.stride == 1 && d.dilation == 1 && d.base_dilation == 1;
@@ -39,7 +49,7 @@ pub fn pays(prim: &Prim, w: &TensorType, out: &TensorType, symbols: &Symbols) ->
         && w.dtype == DType::F32
         && w.shape[2..].iter().all(|d| d.is_const(3))
         && w.shape[..2].iter().all(|d| d.as_const().is_some_and(|c| c >= MIN_CHANNELS))
-        && count >= MIN_TILES
+        && count >= least
         && covered < 2 * hint(h).saturating_mul(hint(wd))
 }
 

@@ -3,7 +3,7 @@
 //! Contractions and convolutions of f32 whose one operand is constant take both operands as bf16 and go on
 //! summing in f32. A value that such a product reads is rounded once, where it is computed, for all of its
 //! users: it then lies in memory in half the bytes. Products of two activations (attention) stay f32, and so
-//! do convolutions in Winograd's form, which is faster in f32 than a direct one in bf16.
+//! do convolutions of large images in Winograd's form, which is faster in f32 than a direct one in bf16.
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
@@ -38,7 +38,7 @@ fn wanted(g: &Graph, symbols: &Symbols, found: &mut Vec<Region>) {
             // a window of few products in each group has no use for words
             Prim::Convolve { .. } => {
                 let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
-                words && !crate::winograd::pays(&op.prim, &g[b].ty, &g[result].ty, symbols)
+                words && !crate::winograd::pays_over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols)
             }
             _ => false,
         };
