@@ -33,6 +33,7 @@ from pathlib import Path
 import common
 
 SAID = ("pass", "fail", "unsupported", "error")  # what the program may say of a case
+DEVICES = ("ptx-interp", "cuda")  # named where a backend could be
 CHARGED = ("crash", "timeout", "memory", "missing")  # what only this script says
 DEFAULT_LIST = common.ROOT / "tests" / "onnx-passing.txt"
 LIST_HEAD = """\
@@ -45,6 +46,7 @@ LIST_HEAD = """\
 class Result:
     status: str
     detail: str = ""
+    kernels: int = 0
 
 
 # ---- running ----
@@ -72,7 +74,8 @@ class Runner:
         listing, out, err = tmp / "cases.txt", tmp / "results.jsonl", tmp / "stderr.txt"
         listing.write_text("".join(f"{n}\n" for n in names))
         out.write_bytes(b"")
-        argv = [self.program, "test-cases", "--list", listing, "--jsonl", out, "--backend", self.backend]
+        argv = [self.program, "test-cases", "--list", listing, "--jsonl", out,
+                "--device" if self.backend in DEVICES else "--backend", self.backend]
         with open(err, "wb") as e:
             p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=e,
                                  start_new_session=True)
@@ -111,7 +114,7 @@ class Runner:
                 case = names[said["case"]]
                 if said["status"] not in SAID or case in results:
                     raise ValueError(said["status"])
-                results[case] = Result(said["status"], str(said.get("detail") or ""))
+                results[case] = Result(said["status"], str(said.get("detail") or ""), int(said.get("kernels") or 0))
             except (ValueError, KeyError, TypeError) as e:
                 self.complaints.append(f"bad line ({e!r}): {line[:160].decode('utf-8', 'replace')}")
 
@@ -169,6 +172,10 @@ def reasons(results: dict[str, Result], most: int):
 def check(backend: str, results: dict[str, Result], listed: dict[str, set[str]], args) -> list[str]:
     """Report on one backend; returns the listed cases that do not pass."""
     print(f"{backend}: {summary(results)}")
+    if backend in DEVICES:
+        passing = [r for r in results.values() if r.status == "pass"]
+        ran = sum(r.kernels > 0 for r in passing)
+        print(f"    {ran} of those that pass ran kernels on the device, {len(passing) - ran} needed none")
     for case, r in sorted(results.items()):
         if args.show and re.search(args.show, r.status):
             print(f"    {r.status:11} {case}: {r.detail[:200]}")

@@ -77,25 +77,28 @@ impl Compiled {
     /// Runs on tensors, in the order of the model's inputs (without those that are states).
     pub fn run(&self, context: &mut Context, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         context.run(&views(inputs))?;
-        Ok(self.outputs(context))
+        self.outputs(context)
     }
 
     /// Copies of the outputs of the last run; of states, the rows that are there.
-    pub fn outputs(&self, context: &Context) -> Vec<Tensor> {
+    ///
+    /// # Errors
+    /// Those of a device that states lie on.
+    pub fn outputs(&self, context: &Context) -> Result<Vec<Tensor>, Error> {
         let states = &self.model.program().states;
         let of = |(i, spec): (usize, &OutputSpec)| {
             if let Some(s) = states.iter().position(|s| s.output == i) {
                 let s = context.state(s)?;
-                return Some(Tensor::new(spec.dtype, s.dense_shape(), s.dense()));
+                return Some(s.dense().map(|data| Tensor::new(spec.dtype, s.dense_shape(), data)));
             }
             let o = context.output(i)?;
             let mut t = Tensor::new(spec.dtype, o.shape.to_vec(), o.data.to_vec());
             if spec.dtype == DType::String {
                 t.strings = spec.strings.clone()?;
             }
-            Some(t)
+            Some(Ok(t))
         };
-        self.outputs.iter().enumerate().filter_map(of).collect()
+        self.outputs.iter().enumerate().filter_map(of).map(|t: Result<_, runtime::RunError>| Ok(t?)).collect()
     }
 
     /// Waits until the cache has the program. A compiled model that is dropped waits too.

@@ -2,6 +2,7 @@
 
 use crate::cache::CacheOptions;
 use crate::compiled::{Compiled, Times, inputs_of, outputs_of};
+use crate::device::{DeviceChoice, Machine};
 use crate::stored::{ModelFiles, Stored};
 use frontend::cases::CaseValue;
 use frontend::{Diagnostic, Imported, Port, PortKind, Structure};
@@ -9,7 +10,7 @@ use ir::host::Lowered;
 use ir::{ConstSource, Math, Module, Tensor};
 pub use passes::graph::StateSpec;
 use passes::schedule::tuned::Tuned;
-use runtime::{Limits, Model, Pool, RunError};
+use runtime::{DeviceError, Limits, Model, RunError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -18,7 +19,11 @@ use thiserror::Error;
 /// What to do with a model. The defaults are right for most uses.
 #[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
-    /// `llvm`, `cranelift`; `None` takes the best this build has.
+    /// Which processor runs the model.
+    pub device: DeviceChoice,
+    /// On a GPU: waits after each kernel, so that an error names the one that caused it.
+    pub check_launches: bool,
+    /// For the CPU: `llvm`, `cranelift`; `None` takes the best this build has.
     pub backend: Option<String>,
     /// Threads of one run, the caller's included; 0: the cores this process may use.
     pub threads: usize,
@@ -75,7 +80,8 @@ fn list(problems: &[Diagnostic]) -> String {
 }
 
 impl Error {
-    /// Exit status of the command line: 1 wrong result, 2 usage, 3 unsupported, 4 bad input, 5 limit, 70 ours.
+    /// Exit status of the command line: 1 wrong result, 2 usage, 3 unsupported, 4 bad input, 5 limit,
+    /// 6 no such device or a failing one, 70 ours.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Import(d) if d.iter().any(|d| d.kind == frontend::Kind::Limit) => 5,
@@ -85,7 +91,11 @@ impl Error {
             Error::Codegen(codegen::CodegenError::UnknownBackend { .. }) | Error::Usage(_) => 2,
             Error::Passes(passes::PassError::State { .. }) => 2,
             Error::Passes(_) | Error::Codegen(_) => 70,
-            Error::Run(RunError::Limit { .. } | RunError::Memory(_)) => 5,
+            Error::Run(
+                RunError::Limit { .. } | RunError::Memory(_) | RunError::Device(DeviceError::Memory { .. }),
+            ) => 5,
+            Error::Run(RunError::Device(DeviceError::Code { .. } | DeviceError::Launch { .. })) => 70,
+            Error::Run(RunError::Device(_)) => 6,
             Error::Run(RunError::Program(_) | RunError::Code(_)) => 70,
             Error::Run(_) => 4,
             Error::Interp(e) if e.is_limit() => 5,
@@ -230,15 +240,9 @@ pub fn rebuild(port: &Port, tensors: &mut dyn Iterator<Item = Tensor>) -> Option
     })
 }
 
-/// The backend that `options` ask for.
+/// The emitter for the device that `options` ask for, which is opened if it is a GPU.
 pub fn backend(options: &CompileOptions) -> Result<Box<dyn codegen::Backend>, Error> {
-    let name = match &options.backend {
-        Some(name) => name.as_str(),
-        None => {
-            *codegen::available().first().ok_or_else(|| Error::Usage("this build has no backend".into()))?
-        }
-    };
-    Ok(codegen::backend(name, options.threads)?)
+    Ok(Machine::open(options)?.backend)
 }
 
 /// Compiles a model file, or finds it in the cache of `options`.
@@ -252,16 +256,16 @@ pub fn compile_for(
     options: &CompileOptions,
     inputs: &[(String, CaseValue)],
 ) -> Result<Compiled, Error> {
-    let backend = backend(options)?;
-    let stored = Stored::open(options, &*backend);
-    if let Some(found) = stored.as_ref().and_then(|s| s.find(path, options, inputs, &*backend)) {
+    let machine = Machine::open(options)?;
+    let stored = Stored::open(options, &*machine.backend);
+    if let Some(found) = stored.as_ref().and_then(|s| s.find(path, options, inputs, &machine)) {
         return Ok(found);
     }
     let (since, began) = (SystemTime::now(), Instant::now());
     let (imported, fixed) = import_fixing(path, options, inputs)?;
     let mut times = Times { import: ms(began), ..Times::default() };
-    let lowered = lower(imported.module, options, &*backend, &mut times)?;
-    let mut compiled = finish(lowered, options, &*backend, stored.as_ref(), times)?;
+    let lowered = lower(imported.module, options, &*machine.backend, &mut times)?;
+    let mut compiled = finish(lowered, options, &machine, stored.as_ref(), times)?;
     if let Some(stored) = stored {
         let read = ModelFiles { path: path.to_owned(), data: imported.data_files, since };
         stored.save(&mut compiled, read, options, inputs, fixed);
@@ -271,18 +275,18 @@ pub fn compile_for(
 
 /// Compiles a module from any source, without a cache.
 pub fn compile_module(module: Module, options: &CompileOptions) -> Result<Compiled, Error> {
-    let backend = backend(options)?;
+    let machine = Machine::open(options)?;
     let mut times = Times::default();
-    let lowered = lower(module, options, &*backend, &mut times)?;
-    finish(lowered, options, &*backend, None, times)
+    let lowered = lower(module, options, &*machine.backend, &mut times)?;
+    finish(lowered, options, &machine, None, times)
 }
 
 /// As [`compile_module`]; also what the passes made of the module.
 pub fn compile_lowered(module: Module, options: &CompileOptions) -> Result<(Compiled, Lowered), Error> {
-    let backend = backend(options)?;
+    let machine = Machine::open(options)?;
     let mut times = Times::default();
-    let lowered = lower(module, options, &*backend, &mut times)?;
-    Ok((finish(lowered.clone(), options, &*backend, None, times)?, lowered))
+    let lowered = lower(module, options, &*machine.backend, &mut times)?;
+    Ok((finish(lowered.clone(), options, &machine, None, times)?, lowered))
 }
 
 /// The model as kernels without schedules.
@@ -319,19 +323,21 @@ fn lower(
 fn finish(
     lowered: Lowered,
     options: &CompileOptions,
-    backend: &dyn codegen::Backend,
+    machine: &Machine,
     stored: Option<&Stored>,
     mut times: Times,
 ) -> Result<Compiled, Error> {
     let began = Instant::now();
-    let kernels = stored.map(Stored::kernels);
+    let backend = &*machine.backend;
+    // what is kept of single kernels is code for the host
+    let kernels = stored.filter(|_| machine.gpu.is_none()).map(Stored::kernels);
     let store = kernels.as_ref().map(|k| k as &dyn codegen::ObjectStore);
     let (program, stats) = codegen::program::build(&lowered, backend, options.math, store)?;
     let (inputs, outputs) = (inputs_of(&lowered.module), outputs_of(&lowered.module));
     drop(lowered);
     return_memory();
     times.codegen = ms(began);
-    let model = load(program, options, &mut times)?;
+    let model = load(program, options, machine, &mut times)?;
     let backend = backend.name();
     Ok(Compiled { model, inputs, outputs, stats, times, backend, cached: false, saving: None })
 }
@@ -348,11 +354,11 @@ fn return_memory() {
 pub(crate) fn load(
     program: format::Program,
     options: &CompileOptions,
+    machine: &Machine,
     times: &mut Times,
 ) -> Result<Arc<Model>, Error> {
     let began = Instant::now();
-    let pool = Arc::new(Pool::new(options.threads));
-    let model = Model::load(program, pool, options.limits)?;
+    let model = Model::load_on(program, machine.device(options), options.limits)?;
     times.load = ms(began);
     Ok(model)
 }

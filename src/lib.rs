@@ -16,10 +16,12 @@ pub mod ceiling;
 pub mod cli;
 pub mod compiled;
 pub mod debug;
+pub mod device;
 pub mod driver;
 mod stored;
 pub mod tune;
 
 pub use compiled::Compiled;
+pub use device::DeviceChoice;
 pub use driver::{CompileOptions, Error, StateSpec, compile, compile_module, import};
 pub use {codegen, frontend, interp, ir, passes, runtime};

@@ -2,6 +2,7 @@
 
 use crate::cache::{Cache, KernelStore, Key, compiler_identity};
 use crate::compiled::{Compiled, Times, inputs_of_program, outputs_of_program};
+use crate::device::Machine;
 use crate::driver::{self, CompileOptions, Fixed};
 use codegen::Backend;
 use format::artefact::MadeFor;
@@ -74,7 +75,7 @@ impl Stored {
         path: &Path,
         options: &CompileOptions,
         inputs: &[(String, CaseValue)],
-        backend: &dyn Backend,
+        machine: &Machine,
     ) -> Option<Compiled> {
         let began = Instant::now();
         let model = self.cache.known_model(path)?;
@@ -91,9 +92,11 @@ impl Stored {
             compiled: 0,
             code_bytes: loaded.program.objects.iter().map(Vec::len).sum(),
         };
-        let model = driver::load(loaded.program, options, &mut times).ok()?;
-        promote(pages);
-        let backend = backend.name();
+        let model = driver::load(loaded.program, options, machine, &mut times).ok()?;
+        if machine.gpu.is_none() {
+            promote(pages);
+        }
+        let backend = machine.backend.name();
         Some(Compiled { model, inputs, outputs, stats, times, backend, cached: true, saving: None })
     }
 

@@ -31,10 +31,13 @@ use ir::target::TargetDesc;
 /// Machine code of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompiledFunc {
-    /// A relocatable ELF object.
+    /// A relocatable ELF object, or PTX text.
     pub object: Vec<u8>,
-    /// The global function symbol in it, with the ABI of `format::abi::KernelFn`.
+    /// The global function symbol in it, with the ABI of `format::abi::KernelFn`; or the entry, with that of
+    /// [`ptx::PtxKernel`].
     pub symbol: String,
+    /// Threads of a block; 0 for the host.
+    pub block: u32,
 }
 
 /// An emitter of machine code for this host.

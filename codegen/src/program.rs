@@ -32,7 +32,7 @@ pub fn functions_compiled() -> u64 {
     COMPILED.load(Ordering::Relaxed)
 }
 
-/// Machine code of functions that were compiled before, in this process or another.
+/// Machine code for the host of functions that were compiled before, in this process or another.
 pub trait ObjectStore: Sync {
     /// The object stored for a function, which is described by all that decides its code but target and math mode.
     fn get(&self, func: &[u8]) -> Option<Vec<u8>>;
@@ -96,7 +96,7 @@ pub fn build(
             let object = store?.get(key.as_bytes())?;
             // whoever stored it may have been wrong about it
             crate::object_check::check_self_contained(&object).ok()?;
-            Some(CompiledFunc { object, symbol: symbol(key) })
+            Some(CompiledFunc { object, symbol: symbol(key), block: 0 })
         })
         .collect();
     let missing: Vec<usize> = (0..unique.len()).filter(|&i| compiled[i].is_none()).collect();
@@ -137,6 +137,7 @@ pub fn build(
                 trip: size(&v.func.launch.trip)?,
                 ns_per_iter: v.func.launch.ns_per_iter,
                 scratch: size(&crate::scratch_bytes(&v.func))?,
+                block: slot.map_or(0, |s| compiled[s].block),
             });
         }
         let writes = k.kernel.operands().map(|b| b.access != ir::kernel::Access::Read).collect();

@@ -123,19 +123,20 @@ impl Model {
         out: &mut dyn std::io::Write,
     ) -> std::io::Result<()> {
         let mut program = Program { consts: Vec::new(), init: Vec::new(), ..self.program.clone() };
-        let mut consts: Vec<Option<&[u8]>> = Vec::new();
+        let mut held = Vec::new();
         for (b, def) in program.buffers.iter_mut().enumerate() {
             if !matches!(def.place, Place::Const(_) | Place::Init) {
                 continue;
             }
-            let bytes = self.fixed_bytes(b);
+            let bytes = self.fixed_bytes(b).map_err(std::io::Error::other)?;
             if bytes.is_none() {
                 // nobody reads it any more
                 def.bytes = format::SizeExpr::Const(0);
             }
-            def.place = Place::Const(consts.len());
-            consts.push(Some(bytes.unwrap_or(&[])));
+            def.place = Place::Const(held.len());
+            held.push(bytes.unwrap_or_default());
         }
+        let consts: Vec<Option<&[u8]>> = held.iter().map(|bytes| Some(&**bytes)).collect();
         artefact::write(&program, &consts, made_for, extra, out)
     }
 }

@@ -1,7 +1,7 @@
 //! Execution: one context per concurrent caller.
 
 use crate::error::{Result, RunError};
-use crate::exec::{Executor, Observer, State};
+use crate::exec::{Executor, HostOp, Observer, State};
 use crate::model::Model;
 use crate::states::StateView;
 use std::sync::Arc;
@@ -27,8 +27,9 @@ pub struct OutputView<'a> {
 /// Memory and symbol values of one caller. After the first run at the largest sizes, a run allocates
 /// nothing on the heap.
 pub struct Context {
+    // dropped before the model, whose device its memory belongs to
+    state: Result<State>,
     model: Arc<Model>,
-    state: State,
 }
 
 // SAFETY: the pointers lead into regions and constants that the context or its model own, and into inputs
@@ -36,9 +37,9 @@ pub struct Context {
 unsafe impl Send for Context {}
 
 impl Context {
+    /// What a device has against one more caller is said by the first run.
     pub fn new(model: Arc<Model>) -> Context {
-        let state = State::new(&model);
-        Context { model, state }
+        Context { state: State::new(&model), model }
     }
 
     pub fn model(&self) -> &Arc<Model> {
@@ -58,29 +59,30 @@ impl Context {
         cancel: Option<&AtomicBool>,
         observer: Option<Observer<'_>>,
     ) -> Result<()> {
-        let mut ex = Executor::with_state(&self.model, std::mem::take(&mut self.state), cancel);
-        let result = ex.run(inputs, observer);
-        self.state = ex.into_state();
-        result
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        Executor::new(&self.model, state, inputs, cancel).run(observer)
     }
 
     /// The i-th output of the last successful run.
     pub fn output(&self, i: usize) -> Option<OutputView<'_>> {
         let def = self.model.program.outputs.get(i)?;
-        let (ptr, len) = (self.state.ptrs[def.buffer], self.state.lens[def.buffer]);
+        let state = self.state.as_ref().ok()?;
+        let len = state.lens[def.buffer];
+        let ptr = state.mirrors.get(i).map_or(state.ptrs[def.buffer], |m| m.base());
         let data = if ptr.is_null() || len == 0 {
             &[][..]
         } else {
-            // SAFETY: the buffer was placed by the last run and nothing has moved since.
+            // SAFETY: the buffer was placed by the last run, or its mirror filled, and nothing has moved since.
             unsafe { std::slice::from_raw_parts(ptr, len) }
         };
-        Some(OutputView { name: &def.name, elem: def.elem.name, shape: &self.state.shapes[i], data })
+        Some(OutputView { name: &def.name, elem: def.elem.name, shape: &state.shapes[i], data })
     }
 
     /// State `i` (in the order of their declaration) as it is now.
     pub fn state(&self, i: usize) -> Option<StateView<'_>> {
         let def = self.model.program.states.get(i)?;
-        Some(self.state.kept.get(i)?.view(&self.model, def))
+        let state = self.state.as_ref().ok()?;
+        Some(state.kept.get(i)?.view(&self.model, def, &*state.queue))
     }
 
     /// Fills state `i` with the rows of a dense tensor.
@@ -89,25 +91,34 @@ impl Context {
     /// [`RunError::State`] where type or extents are not the state's, or there is no such state.
     pub fn set_state(&mut self, i: usize, rows: InputView<'_>) -> Result<()> {
         let program = &self.model.program;
-        let (Some(s), Some(kept)) = (program.states.get(i), self.state.kept.get_mut(i)) else {
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        let (Some(s), Some(kept)) = (program.states.get(i), state.kept.get_mut(i)) else {
             return Err(RunError::State { name: format!("#{i}"), message: "there is no such state".into() });
         };
-        kept.set(&program.inputs[s.input], s, &rows)
+        kept.set(&program.inputs[s.input], s, &rows, &*self.model.device, &*state.queue)
     }
 
     /// Forgets the rows of all states from row `len` on; 0 starts anew.
     pub fn truncate_states(&mut self, len: usize) {
-        for kept in &mut self.state.kept {
+        for kept in self.state.iter_mut().flat_map(|s| &mut s.kept) {
             kept.len = kept.len.min(i64::try_from(len).unwrap_or(i64::MAX));
         }
     }
 
     /// Bytes of the arena, at its high-water mark.
     pub fn arena_bytes(&self) -> usize {
-        self.state.arena.len()
+        self.state.as_ref().map_or(0, |s| s.arena.len())
     }
     /// Host functions called so far, and the nanoseconds spent in them.
     pub fn host_calls(&self) -> (u64, u64) {
-        (self.state.host_calls, self.state.host_nanos)
+        self.state.as_ref().map_or((0, 0), |s| (s.host_calls, s.host_nanos))
+    }
+    /// What the host did for the device in the last run; nothing where the device is the host.
+    pub fn host_ops(&self) -> &[HostOp] {
+        self.state.as_ref().map_or(&[], |s| s.host_ops.as_slice())
+    }
+    /// Kernels that were handed to the device so far.
+    pub fn launches(&self) -> u64 {
+        self.state.as_ref().map_or(0, |s| s.queue.launches())
     }
 }

@@ -37,6 +37,42 @@ pub enum RunError {
     Artefact(#[from] format::artefact::ArtefactError),
     #[error("loading machine code: {0}")]
     Code(#[from] LoadError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// What is wrong with a GPU or its driver.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum DeviceError {
+    #[error("this build has no support for GPUs (feature `cuda`)")]
+    NotBuilt,
+    #[error("no CUDA driver on this machine: {reason} (looked for {looked_for})")]
+    NoDriver { looked_for: String, reason: String },
+    #[error("the CUDA driver is too old: {found}; 12.0 or later is needed")]
+    OldDriver { found: String },
+    #[error("the CUDA driver has no device")]
+    NoDevice,
+    #[error("no device {ordinal}: the CUDA driver has {count}, numbered from 0")]
+    NoOrdinal { ordinal: usize, count: usize },
+    #[error("{name} is too old: its compute capability is {}.{}, {}.{} or later is needed", found.0, found.1, needed.0, needed.1)]
+    OldDevice { name: String, found: (u32, u32), needed: (u32, u32) },
+    #[error("out of device memory: {needed} bytes wanted, {free} of {total} free")]
+    Memory { needed: usize, free: usize, total: usize },
+    #[error("loading kernel {kernel} for the device: {message}")]
+    Code { kernel: String, message: String },
+    #[error("launching kernel {kernel}: {message}")]
+    Launch { kernel: String, message: String },
+    /// The context is lost.
+    #[error(
+        "the device failed: {message}; the last kernel known to be done: {done}; the fault is in one of: {pending}"
+    )]
+    Failed { message: String, done: String, pending: String },
+    #[error(
+        "the device's context is dead since an earlier error: {cause}; only a new process can use the device"
+    )]
+    Lost { cause: String },
+    #[error("{function}: {message}")]
+    Call { function: &'static str, message: String },
 }
 
 fn at(origin: &Option<OriginDef>) -> String {

@@ -5,8 +5,7 @@
 pub mod arena;
 pub mod artefact;
 pub mod context;
-#[cfg(feature = "cuda")]
-pub mod cuda;
+pub mod device;
 pub mod error;
 mod exec;
 pub mod host_fns;
@@ -16,8 +15,9 @@ pub mod pool;
 mod states;
 
 pub use context::{Context, InputView, OutputView};
-pub use error::{Result, RunError};
-pub use exec::{Event, Observer};
+pub use device::{Device, Gpu, GpuSettings};
+pub use error::{DeviceError, Result, RunError};
+pub use exec::{Event, HostOp, Observer};
 pub use model::{Limits, Model};
 pub use pool::Pool;
 pub use states::StateView;

@@ -3,16 +3,18 @@
 //! A state is a dense tensor with room for a fixed number of rows along one dim, of which the first few
 //! are there. A run appends rows in place; what the caller reads and writes is cut to the rows there.
 
-use crate::arena::{ALIGN, Region};
+use crate::arena::ALIGN;
 use crate::context::InputView;
+use crate::device::{Device, Memory, Queue};
 use crate::error::{Result, RunError};
 use crate::model::Model;
 use format::{IoDef, SizeExpr, StateDef};
+use std::borrow::Cow;
 
 /// One state of one context.
 #[derive(Default)]
 pub(crate) struct Kept {
-    pub(crate) region: Region,
+    pub(crate) memory: Option<Box<dyn Memory>>,
     /// Rows that are there.
     pub(crate) len: i64,
     /// Extents, that of the rows at the capacity; empty before the first use.
@@ -20,7 +22,7 @@ pub(crate) struct Kept {
 }
 
 /// A state in the context's memory, valid until the next run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct StateView<'a> {
     /// Name of the model's output.
     pub name: &'a str,
@@ -30,8 +32,9 @@ pub struct StateView<'a> {
     pub axis: usize,
     /// Rows that are there.
     pub len: usize,
-    /// All of `shape`, row-major.
-    pub data: &'a [u8],
+    memory: Option<&'a dyn Memory>,
+    queue: &'a dyn Queue,
+    bytes: usize,
 }
 
 /// A tensor as pieces with a run of rows each: pieces, and bytes of one row.
@@ -47,7 +50,7 @@ impl Rows {
     }
 }
 
-impl StateView<'_> {
+impl<'a> StateView<'a> {
     /// Extents of the rows that are there.
     pub fn dense_shape(&self) -> Vec<usize> {
         let mut shape = self.shape.to_vec();
@@ -57,34 +60,70 @@ impl StateView<'_> {
         shape
     }
 
-    /// The rows that are there, row-major.
-    pub fn dense(&self) -> Vec<u8> {
-        let elems: usize = self.shape.iter().product();
-        if elems == 0 {
-            return Vec::new();
+    /// All of `shape`, row-major; a copy where the device has memory of its own.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn data(&self) -> Result<Cow<'a, [u8]>> {
+        let Some(memory) = self.memory.filter(|m| self.bytes > 0 && m.len() >= self.bytes) else {
+            return Ok(Cow::Borrowed(&[]));
+        };
+        if self.queue.is_direct() {
+            // SAFETY: the memory holds that many bytes, and nobody writes them while the context is borrowed.
+            return Ok(Cow::Borrowed(unsafe { std::slice::from_raw_parts(memory.base(), self.bytes) }));
         }
-        let rows = Rows::of(self.shape, self.axis, self.data.len() / elems);
+        let mut data = vec![0; self.bytes];
+        // SAFETY: both hold so many bytes; the copy is waited for.
+        unsafe { self.queue.read_later(memory.base(), data.as_mut_ptr(), self.bytes) }?;
+        self.queue.wait()?;
+        Ok(Cow::Owned(data))
+    }
+
+    /// The rows that are there, row-major.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn dense(&self) -> Result<Vec<u8>> {
+        let elems: usize = self.shape.iter().product();
+        let data = self.data()?;
+        if elems == 0 || data.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = Rows::of(self.shape, self.axis, data.len() / elems);
         let whole = self.shape[self.axis] * rows.row;
         let used = self.len * rows.row;
-        (0..rows.pieces).flat_map(|p| &self.data[p * whole..p * whole + used]).copied().collect()
+        Ok((0..rows.pieces).flat_map(|p| &data[p * whole..p * whole + used]).copied().collect())
     }
 }
 
 impl Kept {
-    pub(crate) fn view<'a>(&'a self, model: &'a Model, s: &StateDef) -> StateView<'a> {
+    pub(crate) fn view<'a>(&'a self, model: &'a Model, s: &StateDef, queue: &'a dyn Queue) -> StateView<'a> {
         let def = &model.program.outputs[s.output];
-        let bytes = self.shape.iter().product::<usize>() * def.elem.bytes;
-        let data = match self.shape.is_empty() || self.region.len() < bytes {
-            true => &[][..],
-            // SAFETY: the region holds that many bytes, and nobody writes them while `self` is borrowed.
-            false => unsafe { std::slice::from_raw_parts(self.region.as_ptr(), bytes) },
+        let bytes = match self.shape.is_empty() {
+            true => 0,
+            false => self.shape.iter().product::<usize>() * def.elem.bytes,
         };
-        let shape = &self.shape;
-        StateView { name: &def.name, elem: def.elem.name, shape, axis: s.axis, len: self.len as usize, data }
+        StateView {
+            name: &def.name,
+            elem: def.elem.name,
+            shape: &self.shape,
+            axis: s.axis,
+            len: self.len as usize,
+            memory: self.memory.as_deref(),
+            queue,
+            bytes,
+        }
     }
 
     /// Takes the rows of a dense tensor for what was there.
-    pub(crate) fn set(&mut self, def: &IoDef, s: &StateDef, view: &InputView<'_>) -> Result<()> {
+    pub(crate) fn set(
+        &mut self,
+        def: &IoDef,
+        s: &StateDef,
+        view: &InputView<'_>,
+        device: &dyn Device,
+        queue: &dyn Queue,
+    ) -> Result<()> {
         let mut shape = view.shape.to_vec();
         let fits = |(d, (e, &n)): (usize, (&SizeExpr, &usize))| match e {
             _ if d == s.axis => n as u64 <= s.capacity as u64,
@@ -120,12 +159,13 @@ impl Kept {
                 limit: usize::MAX as u64,
             });
         };
-        self.region.grow(bytes + ALIGN)?;
+        let memory = self.memory.get_or_insert_with(|| device.memory());
+        memory.grow(bytes + ALIGN)?;
         let used = len * rows.row;
         for p in 0..rows.pieces {
             let from = &view.data[p * used..(p + 1) * used];
-            // SAFETY: piece `p` of the region, which holds `pieces * whole` bytes, and `used <= whole`.
-            unsafe { self.region.as_ptr().add(p * whole).copy_from_nonoverlapping(from.as_ptr(), used) };
+            // SAFETY: piece `p` of the memory, which holds `pieces * whole` bytes, and `used <= whole`.
+            unsafe { queue.write(memory.base().wrapping_add(p * whole), from) }?;
         }
         self.shape = shape;
         self.len = len as i64;

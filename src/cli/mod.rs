@@ -14,6 +14,7 @@ mod verify;
 
 use crate::cache::{CacheOptions, DEFAULT_BYTES};
 use crate::compiled::Compiled;
+use crate::device::DeviceChoice;
 use crate::driver::{CompileOptions, Error, StateSpec};
 use crate::tune::Database;
 use clap::{Args, Parser, Subcommand};
@@ -29,7 +30,7 @@ use std::sync::Arc;
     name = "kernelsmith",
     version,
     after_help = "Exit status: 0 good, 1 failed (a wrong result), 2 usage, 3 model not supported, 4 bad input, \
-                  5 a limit exceeded, 70 internal error."
+                  5 a limit exceeded, 6 no such device or a failing one, 70 internal error."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -79,7 +80,14 @@ struct ModelArgs {
 
 #[derive(Args, Clone)]
 struct CompileArgs {
-    /// llvm, cranelift, or interp (the reference interpreter); the best of this build by default
+    /// Where the model runs: cpu, cuda (the first NVIDIA GPU), cuda:N, or ptx-interp (a stand-in for the CUDA driver
+    /// that interprets the kernels of a GPU, for tests)
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// On a GPU: wait after each kernel, so that an error names the kernel that caused it
+    #[arg(long)]
+    check_launches: bool,
+    /// For the CPU: llvm, cranelift, or interp (the reference interpreter); the best of this build by default
     #[arg(long)]
     backend: Option<String>,
     /// Threads of one run (default: the cores that this process may use)
@@ -129,6 +137,8 @@ impl CacheArgs {
 impl CompileArgs {
     fn options(&self) -> CompileOptions {
         CompileOptions {
+            device: self.device,
+            check_launches: self.check_launches,
             backend: self.backend.clone(),
             threads: self.threads,
             math: self.math,

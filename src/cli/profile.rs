@@ -81,7 +81,7 @@ impl Profile {
                 for &b in e.args.iter().filter(|b| e.kernel.is_some() && **b < program.buffers.len()) {
                     if !seen.contains(&b) {
                         seen.push(b);
-                        let bytes = e.bytes(b).len();
+                        let bytes = e.len(b);
                         match program.buffers[b].place {
                             Place::Const(_) | Place::Init => constant += bytes,
                             _ => other += bytes,

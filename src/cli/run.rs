@@ -3,10 +3,11 @@
 use super::inputs::InputArgs;
 use super::{CacheArgs, ModelArgs, Outcome, output_error, progress, warn_unsaved};
 use crate::arrays::write_npy;
-use crate::compiled::inputs_of;
+use crate::compiled::{Compiled, inputs_of};
 use crate::driver::{self, CompileOptions, Error};
 use clap::Args;
 use ir::Tensor;
+use runtime::Context;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -31,7 +32,8 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
     let began = Instant::now();
     let given = args.inputs.read()?;
     let path = &args.model.model;
-    let (names, outputs, compile_ms, run_ms, host_calls): (Vec<String>, Vec<Tensor>, f64, f64, u64);
+    let (names, outputs, compile_ms, run_ms): (Vec<String>, Vec<Tensor>, f64, f64);
+    let mut device = serde_json::Value::Null;
     if args.model.compile.interpreted() || !args.inputs.given() {
         let module = driver::import_for(path, &options, &given.values())?.module;
         if !args.inputs.given() && !module.graph.inputs.is_empty() {
@@ -50,7 +52,6 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         let began = Instant::now();
         outputs = interp::Interp::new(&module).run(&inputs)?;
         run_ms = ms(began);
-        host_calls = 0;
         names = module.output_names;
     } else {
         let bar = progress("compiling");
@@ -63,7 +64,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         let began = Instant::now();
         outputs = compiled.run(&mut context, &inputs)?;
         run_ms = ms(began);
-        host_calls = context.host_calls().0;
+        device = device_report(&compiled, &context);
         names = compiled.outputs.iter().map(|o| o.name.clone()).collect();
         warn_unsaved(&mut compiled);
     }
@@ -82,7 +83,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
             )
             .collect();
         let report = serde_json::json!({
-            "compile_ms": compile_ms, "run_ms": run_ms, "host_calls": host_calls, "outputs": outs,
+            "compile_ms": compile_ms, "run_ms": run_ms, "device": device, "outputs": outs,
         });
         println!("{report}");
     } else {
@@ -93,6 +94,30 @@ pub(super) fn run(args: &RunArgs) -> Result<Outcome, Error> {
         eprintln!("compiled in {compile_ms:.1} ms, ran in {run_ms:.2} ms");
     }
     Ok(Outcome::Good)
+}
+
+/// What ran where: kernels on the device, and what the host had to do or to know meanwhile, node by node.
+fn device_report(compiled: &Compiled, context: &Context) -> serde_json::Value {
+    let model = &compiled.model;
+    let node = |i: Option<usize>| i.and_then(|i| model.program().origins.get(i));
+    let ops: Vec<_> = context
+        .host_ops()
+        .iter()
+        .map(|op| {
+            let at = node(op.origin);
+            serde_json::json!({
+                "node": at.map(|o| &o.node), "op": at.map(|o| &o.op_type), "reason": op.reason, "times": op.times,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "name": model.device().info().name,
+        "kernels": context.launches(),
+        "init_kernels": model.init_launches(),
+        "code_ms": model.code_ms(),
+        "host_calls": context.host_calls().0,
+        "host_ops": ops,
+    })
 }
 
 /// The first few elements.

@@ -17,17 +17,11 @@ pub(super) struct TestCasesArgs {
     /// Where to append one line of JSON per case
     #[arg(long)]
     jsonl: PathBuf,
-    /// Only `cpu` exists
-    #[arg(long, default_value = "cpu")]
-    device: String,
     #[command(flatten)]
     compile: CompileArgs,
 }
 
 pub(super) fn test_cases(args: &TestCasesArgs) -> Result<Outcome, Error> {
-    if args.device != "cpu" {
-        return Err(Error::Usage(format!("no device {}; this build has: cpu", args.device)));
-    }
     let list = std::fs::read_to_string(&args.list)
         .map_err(|e| Error::Usage(format!("{}: {e}", args.list.display())))?;
     let mut out = std::fs::OpenOptions::new()
@@ -36,19 +30,21 @@ pub(super) fn test_cases(args: &TestCasesArgs) -> Result<Outcome, Error> {
         .open(&args.jsonl)
         .map_err(|e| Error::Usage(format!("{}: {e}", args.jsonl.display())))?;
     for line in list.lines().filter(|l| !l.trim().is_empty()) {
-        let (status, detail) = judge(line.as_ref(), args);
-        let row = serde_json::json!({"case": line, "status": status, "detail": detail});
+        let mut kernels = 0;
+        let (status, detail) = judge(line.as_ref(), args, &mut kernels);
+        let row = serde_json::json!({"case": line, "status": status, "detail": detail, "kernels": kernels});
         writeln!(out, "{row}").and_then(|()| out.flush()).map_err(output_error)?;
     }
     Ok(Outcome::Good)
 }
 
-fn judge(dir: &Path, args: &TestCasesArgs) -> (&'static str, String) {
+/// `kernels` becomes the number of kernels that the case ran; 0 where the model folded to nothing but constants.
+fn judge(dir: &Path, args: &TestCasesArgs, kernels: &mut u64) -> (&'static str, String) {
     let case = match cases::load(dir) {
         Ok(case) => case,
         Err(d) => return ("error", d.to_string()),
     };
-    match run(&case, args) {
+    match run(&case, args, kernels) {
         Ok(Ok(())) => ("pass", String::new()),
         Ok(Err(difference)) => ("fail", difference),
         Err(e) if e.exit_code() == 3 => ("unsupported", e.to_string()),
@@ -57,7 +53,7 @@ fn judge(dir: &Path, args: &TestCasesArgs) -> (&'static str, String) {
 }
 
 /// The inner error is a wrong result.
-fn run(case: &Case, args: &TestCasesArgs) -> Result<Result<(), String>, Error> {
+fn run(case: &Case, args: &TestCasesArgs, kernels: &mut u64) -> Result<Result<(), String>, Error> {
     let options: CompileOptions = args.compile.options();
     let mut ready: Option<Ready> = None;
     for (k, set) in case.sets.iter().enumerate() {
@@ -73,7 +69,9 @@ fn run(case: &Case, args: &TestCasesArgs) -> Result<Result<(), String>, Error> {
                 None => return Err(Error::Input(format!("no data for input \"{}\"", port.name))),
             }
         }
-        let mut got = (r.run)(&inputs)?.into_iter();
+        let (got, ran) = (r.run)(&inputs)?;
+        *kernels += ran;
+        let mut got = got.into_iter();
         if r.outputs.len() != set.outputs.len() {
             return Ok(Err(format!("expected {} outputs, found {}", set.outputs.len(), r.outputs.len())));
         }
@@ -90,7 +88,8 @@ fn run(case: &Case, args: &TestCasesArgs) -> Result<Result<(), String>, Error> {
     Ok(Ok(()))
 }
 
-type Run = Box<dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>, Error>>;
+/// Outputs, and how many kernels ran.
+type Run = Box<dyn FnMut(&[Tensor]) -> Result<(Vec<Tensor>, u64), Error>>;
 
 /// A case's model, compiled.
 struct Ready {
@@ -115,11 +114,17 @@ impl Ready {
         };
         let module = imported.module;
         let run: Run = if interpreted {
-            Box::new(move |inputs| Ok(interp::Interp::new(&module).run(inputs)?))
+            Box::new(move |inputs| Ok((interp::Interp::new(&module).run(inputs)?, 0)))
         } else {
             let compiled = driver::compile_module(module, options)?;
             let mut context = compiled.context();
-            Box::new(move |inputs| compiled.run(&mut context, inputs))
+            let mut before = 0;
+            Box::new(move |inputs| {
+                let outputs = compiled.run(&mut context, inputs)?;
+                let launches = compiled.model.init_launches() + context.launches();
+                let ran = launches - std::mem::replace(&mut before, launches);
+                Ok((outputs, ran))
+            })
         };
         Ok(Ready { inputs: imported.inputs, outputs: imported.outputs, specialised, run })
     }

@@ -3,6 +3,7 @@
 use super::inputs::InputArgs;
 use super::{CompileArgs, Outcome, output_error, parse_dim, progress};
 use crate::compiled::inputs_of;
+use crate::device::DeviceChoice;
 use crate::driver::{self, CompileOptions, Error};
 use crate::tune::{Database, tune as search};
 use clap::Args;
@@ -33,6 +34,9 @@ pub(super) struct TuneArgs {
 }
 
 pub(super) fn tune(args: &TuneArgs) -> Result<Outcome, Error> {
+    if args.compile.device != DeviceChoice::Cpu {
+        return Err(Error::Usage("only schedules for the CPU can be searched".into()));
+    }
     let path = args.out.clone().or_else(Database::user_path);
     let path = path.ok_or_else(|| Error::Usage("no home directory: name the database with --out".into()))?;
     let mut database = match path.exists() {

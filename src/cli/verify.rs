@@ -98,6 +98,7 @@ fn observe(
     let mut values = HashMap::new();
     let mut context = compiled.context();
     let program = compiled.model.program();
+    let mut failed = None;
     let mut observer = |e: &runtime::Event<'_>| {
         let Some(k) = e.kernel else { return };
         for (&b, &writes) in e.args.iter().zip(&program.kernels[k].writes) {
@@ -108,13 +109,21 @@ fn observe(
                 .iter()
                 .map(|d| e.size(d).and_then(|n| usize::try_from(n).ok()))
                 .collect();
-            if let Some(t) = shape.and_then(|s| logical(e.bytes(b), buffer.dtype, s, &buffer.layout)) {
-                values.insert(v, t);
+            match e.bytes(b) {
+                Ok(bytes) => {
+                    if let Some(t) = shape.and_then(|s| logical(&bytes, buffer.dtype, s, &buffer.layout)) {
+                        values.insert(v, t);
+                    }
+                }
+                Err(e) => failed = Some(e),
             }
         }
     };
     context.run_with(&views(inputs), None, Some(&mut observer))?;
-    Ok((values, compiled.outputs(&context)))
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    Ok((values, compiled.outputs(&context)?))
 }
 
 /// The row-major tensor that lies in `bytes` with `layout`; `None` where the bytes are too few.

@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kernelsmith-codegen", &["kernelsmith-ir", "kernelsmith-format"]),
     ("kernelsmith-runtime", &["kernelsmith-format", "kernelsmith-images"]),
     ("kernelsmith-ptx-interp", &[]),
+    ("kernelsmith-ptx-driver", &["kernelsmith-ptx-interp"]),
 ];
 
 #[test]

@@ -134,7 +134,7 @@ fn gpt2_past_decodes_without_allocating() {
         result.unwrap();
         assert_eq!(n, Some(0), "heap allocations in step {step}");
         // outputs after the logits are the grown cache, in the order of the cache inputs
-        let outputs = compiled.outputs(&context);
+        let outputs = compiled.outputs(&context).unwrap();
         let mut next = inputs(&module, &sizes(21 + step));
         let cache: Vec<usize> = (0..next.len()).filter(|&i| next[i].shape.len() == 4).collect();
         for (&i, grown) in cache.iter().zip(&outputs[1..]) {

@@ -92,7 +92,7 @@ fn decode_steps_allocate_nothing_and_compile_nothing() {
             let (n, result) = allocations(|| context.run(&views));
             result.unwrap();
             assert_eq!(n, 0, "{backend}: heap allocations in step {step}");
-            let got = compiled.outputs(&context);
+            let got = compiled.outputs(&context).unwrap();
             let want = kernelsmith::interp::Interp::new(&module).run(&inputs).unwrap();
             for (g, w) in got.iter().zip(&want) {
                 let c = kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of(w.dtype));
@@ -130,7 +130,7 @@ fn states_grow_in_place() {
             let mut cache = random(begin, 7);
             let view = compiled::views(std::slice::from_ref(&cache))[0];
             context.set_state(0, view).unwrap();
-            let home = context.state(0).unwrap().data.as_ptr();
+            let home = context.state(0).unwrap().data().unwrap().as_ptr();
             for step in 0..8u64 {
                 let (q, k) = (random(1, step), random(1, 100 + step));
                 let given = [q.clone(), k.clone()];
@@ -138,7 +138,7 @@ fn states_grow_in_place() {
                 let (n, result) = allocations(|| context.run(&views));
                 result.unwrap();
                 assert!(n == 0 || begin == 0 && step == 0, "{backend}: heap allocations in step {step}");
-                let got = compiled.outputs(&context);
+                let got = compiled.outputs(&context).unwrap();
                 let want = kernelsmith::interp::Interp::new(&module).run(&[q, k, cache]).unwrap();
                 for (g, w) in got.iter().zip(&want) {
                     let c = kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of(w.dtype));
@@ -146,7 +146,11 @@ fn states_grow_in_place() {
                 }
                 cache = want[1].clone();
             }
-            assert_eq!(context.state(0).unwrap().data.as_ptr(), home, "{backend}: the state moved");
+            assert_eq!(
+                context.state(0).unwrap().data().unwrap().as_ptr(),
+                home,
+                "{backend}: the state moved"
+            );
         }
         context.truncate_states(5);
         assert_eq!(context.state(0).unwrap().len, 5);
@@ -201,7 +205,7 @@ fn loops_allocate_nothing() {
             result.unwrap();
             assert!(n == 0 || i == 0, "{backend}: {n} heap allocations in a run of {steps} steps");
             let want = kernelsmith::interp::Interp::new(&module).run(&inputs).unwrap();
-            for (g, w) in compiled.outputs(&context).iter().zip(&want) {
+            for (g, w) in compiled.outputs(&context).unwrap().iter().zip(&want) {
                 let c =
                     kernelsmith::interp::compare(g, w, kernelsmith::interp::Tolerance::of_network(w.dtype));
                 assert!(c.passes(), "{backend}, {steps} steps: {c}");

@@ -97,7 +97,7 @@ impl Llvm {
                 Ok(object)
             })
             .map_err(|f| f.of(&func.name))?;
-        Ok(CompiledFunc { object, symbol: func.name.clone() })
+        Ok(CompiledFunc { object, symbol: func.name.clone(), block: 0 })
     }
 
     fn file(&self, func: &Func, kind: FileType) -> Result<Vec<u8>, CodegenError> {

@@ -83,7 +83,10 @@ impl Backend for Ptx {
         target(self.sms)
     }
     fn compile(&self, funcs: &[&Func]) -> Result<Vec<CompiledFunc>, CodegenError> {
-        let one = |f: &&Func| emit(f).map(|k| CompiledFunc { object: k.text.into_bytes(), symbol: k.symbol });
+        let one = |f: &&Func| {
+            let k = emit(f)?;
+            Ok(CompiledFunc { object: k.text.into_bytes(), symbol: k.symbol, block: k.threads_per_block })
+        };
         funcs.par_iter().map(one).collect()
     }
     fn ir_text(&self, func: &Func) -> Result<String, CodegenError> {

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 const MAGIC: [u8; 8] = *b"KSPROG\r\n";
 /// Of the layout above and of every type in [`Program`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const HEADER: usize = 128;
 /// Hash of the metadata, in the header.
 const HASH: Range<usize> = 40..72;
@@ -346,6 +346,7 @@ mod tests {
                     trip: sym(),
                     ns_per_iter: 1.5,
                     scratch: size(0),
+                    block: 0,
                 }],
                 flops: sym(),
             }],

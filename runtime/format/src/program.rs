@@ -135,8 +135,10 @@ pub struct VariantDef {
     pub syms: Vec<u32>,
     pub trip: SizeExpr,
     pub ns_per_iter: f64,
-    /// Scratch bytes of one thread.
+    /// Scratch bytes of one thread, or of one warp.
     pub scratch: SizeExpr,
+    /// Threads of a block, a multiple of 32, where the code is PTX text for a GPU; 0 where it is an ELF object.
+    pub block: u32,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -258,7 +260,7 @@ pub struct Program {
     #[serde(skip)]
     pub consts: Vec<Option<Arc<dyn Blob>>>,
     pub kernels: Vec<KernelDef>,
-    /// Relocatable ELF objects.
+    /// Relocatable ELF objects, or PTX text.
     pub objects: Vec<Vec<u8>>,
     pub init: Vec<Step>,
     pub steps: Vec<Step>,

@@ -15,16 +15,16 @@ pub(crate) struct HostResults {
 pub(crate) fn call(func: HostFnDef, args: &HostArgs<'_, '_>) -> Result<HostResults> {
     match func {
         HostFnDef::NonMaxSuppression { center_point_box } => {
-            let boxes = floats(args.bytes(0));
-            let scores = floats(args.bytes(1));
+            let boxes = floats(&args.bytes(0)?);
+            let scores = floats(&args.bytes(1)?);
             let shape = args.shape(1)?;
             let [batches, classes, n] = shape[..] else { return Ok(empty()) };
             let max = args
-                .bytes(2)
+                .bytes(2)?
                 .get(..8)
                 .map_or(0, |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
-            let iou = floats(args.bytes(3)).first().copied().unwrap_or(0.0);
-            let threshold = floats(args.bytes(4)).first().copied();
+            let iou = floats(&args.bytes(3)?).first().copied().unwrap_or(0.0);
+            let threshold = floats(&args.bytes(4)?).first().copied();
             let max = usize::try_from(max).unwrap_or(0);
             let mut selected = Vec::new();
             for b in 0..batches {
@@ -50,7 +50,7 @@ pub(crate) fn call(func: HostFnDef, args: &HostArgs<'_, '_>) -> Result<HostResul
                 PixelsDef::Bgr => images::Pixels::Bgr,
                 PixelsDef::Grey => images::Pixels::Grey,
             };
-            let image = images::decode(args.bytes(0), pixels, args.limit())
+            let image = images::decode(&args.bytes(0)?, pixels, args.limit())
                 .map_err(|e| args.fault("decoding an image", e))?;
             Ok(HostResults {
                 sizes: vec![image.height as i64, image.width as i64],

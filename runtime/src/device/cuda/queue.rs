@@ -1,0 +1,316 @@
+//! A stream of one caller, with the status word that its kernels write to.
+
+use super::super::{Addr, IndexFailure, Launch, Memory, Queue};
+use super::api::Failure;
+use super::memory::{DeviceMemory, PinnedMemory};
+use super::{CudaCode, is_sticky};
+use crate::error::{DeviceError, Result, RunError};
+use cudarc::driver::sys as cu;
+use format::abi::KernelStatus;
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+const LANES: u32 = 32;
+/// Blocks per multiprocessor beyond which warps take several iterations instead.
+const BLOCKS_PER_UNIT: u64 = 16;
+/// Scratch memory of a grid stays below this where fewer blocks can do the work.
+const SCRATCH_BYTES: u64 = 256 << 20;
+/// Pending kernels that an error message names.
+const NAMED: usize = 8;
+const STATUS: usize = size_of::<KernelStatus>();
+
+pub(super) struct CudaQueue {
+    // fields are dropped in this order: the stream first, which waits
+    stream: Stream,
+    timers: Option<[cu::CUevent; 2]>,
+    inner: RefCell<Inner>,
+    /// The kernels' status word, and what it said at the last wait.
+    status: DeviceMemory,
+    seen: PinnedMemory,
+    code: Arc<CudaCode>,
+}
+
+// SAFETY: handles of the driver, which any thread may use; a queue is used by one at a time.
+unsafe impl Send for CudaQueue {}
+
+#[derive(Default)]
+struct Inner {
+    scratch: Option<DeviceMemory>,
+    /// Kernels and origins handed over since the last wait.
+    pending: Vec<(usize, usize)>,
+    /// The last one known to be done.
+    done: Option<(usize, usize)>,
+    /// Values of the parameters, and their addresses.
+    values: Vec<u64>,
+    params: Vec<*mut c_void>,
+    launches: u64,
+    /// Something may have written to the status word since the last wait.
+    dirty: bool,
+}
+
+struct Stream {
+    code: Arc<CudaCode>,
+    handle: cu::CUstream,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let driver = &self.code.driver;
+        if driver.enter().is_ok() {
+            // SAFETY: ours; nobody uses it after this.
+            unsafe {
+                let _ = driver.api.stream_synchronize(self.handle);
+                let _ = driver.api.stream_destroy(self.handle);
+            }
+        }
+    }
+}
+
+impl Drop for CudaQueue {
+    fn drop(&mut self) {
+        let driver = &self.code.driver;
+        if let (Some(events), true) = (self.timers, driver.enter().is_ok()) {
+            for e in events {
+                // SAFETY: made by `new`.
+                let _ = unsafe { driver.api.event_destroy(e) };
+            }
+        }
+    }
+}
+
+impl CudaQueue {
+    pub(super) fn new(code: Arc<CudaCode>) -> Result<CudaQueue> {
+        let driver = &code.driver;
+        driver.enter()?;
+        let mut handle = std::ptr::null_mut();
+        let flags = cu::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes the handle, which `Stream` destroys.
+        unsafe { driver.api.stream_create(&mut handle, flags) }.map_err(|f| driver.error(f))?;
+        let stream = Stream { code: code.clone(), handle };
+        let mut status = DeviceMemory::new(driver.clone());
+        status.grow(STATUS)?;
+        let mut seen = PinnedMemory::new(driver.clone());
+        seen.grow(STATUS)?;
+        // SAFETY: both hold a status word; all zeros is one.
+        unsafe {
+            seen.base().write_bytes(0, STATUS);
+            driver
+                .api
+                .memset_d8_async(status.base() as u64, 0, STATUS, handle)
+                .map_err(|f| driver.error(f))?;
+        }
+        let mut events = [std::ptr::null_mut(); 2];
+        for e in &mut events {
+            // SAFETY: writes the handle.
+            unsafe { driver.api.event_create(e, 0) }.map_err(|f| driver.error(f))?;
+        }
+        Ok(CudaQueue {
+            stream,
+            timers: Some(events),
+            inner: RefCell::default(),
+            status,
+            seen,
+            code: code.clone(),
+        })
+    }
+
+    /// What a call that failed means: errors of kernels arrive with any later call.
+    fn error(&self, inner: &Inner, f: Failure) -> RunError {
+        let code = &self.code;
+        if !is_sticky(f.code) {
+            return code.driver.error(f).into();
+        }
+        let message = format!("{} ({}, {})", f.text, f.name, f.code);
+        code.driver.error(f);
+        let name = |&(k, o): &(usize, usize)| code.name(k, o);
+        let mut pending: Vec<String> = inner.pending.iter().take(NAMED).map(name).collect();
+        if inner.pending.len() > NAMED {
+            pending.push(format!("and {} more", inner.pending.len() - NAMED));
+        }
+        let done = inner.done.as_ref().map_or_else(|| "none".into(), name);
+        DeviceError::Failed { message, done, pending: pending.join(", ") }.into()
+    }
+
+    fn check(&self, inner: &Inner, result: Result<(), Failure>) -> Result<()> {
+        result.map_err(|f| self.error(inner, f))
+    }
+
+    fn wait_for(&self, inner: &mut Inner) -> Result<()> {
+        let api = &self.code.driver.api;
+        if inner.dirty {
+            let (to, from) = (self.seen.base().cast(), self.status.base() as u64);
+            // SAFETY: both hold a status word, and live as long as the queue.
+            let copied = unsafe { api.memcpy_dtoh_async(to, from, STATUS, self.stream.handle) };
+            self.check(inner, copied)?;
+        }
+        // SAFETY: our stream.
+        let waited = unsafe { api.stream_synchronize(self.stream.handle) };
+        self.check(inner, waited)?;
+        inner.dirty = false;
+        inner.done = inner.pending.last().copied().or(inner.done);
+        inner.pending.clear();
+        Ok(())
+    }
+
+    /// Blocks of the grid: a warp for each iteration, as far as that pays.
+    fn blocks(&self, l: &Launch<'_>, block: u32) -> u64 {
+        let warps = u64::from((block / LANES).max(1));
+        let most = self.code.driver.info.units as u64 * BLOCKS_PER_UNIT;
+        let scratch = SCRATCH_BYTES / (l.scratch.max(0) as u64 * warps).max(1);
+        (l.trip as u64).div_ceil(warps).min(most).min(scratch).max(1)
+    }
+}
+
+impl Queue for CudaQueue {
+    fn begin(&self) -> Result<()> {
+        Ok(self.code.driver.enter()?)
+    }
+
+    unsafe fn launch(&self, l: &Launch<'_>, timed: bool) -> Result<u64> {
+        let code = &self.code;
+        let driver = &code.driver;
+        let Some(Some(entry)) = code.entries.get(l.kernel).and_then(|k| k.get(l.variant)) else {
+            return Err(RunError::Program("a kernel without code".into()));
+        };
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        let blocks = self.blocks(l, entry.block);
+        let warps = blocks * u64::from((entry.block / LANES).max(1));
+        let scratch = u64::try_from(l.scratch).unwrap_or(u64::MAX).saturating_mul(warps);
+        if scratch > code.limits.arena_bytes {
+            return Err(RunError::Limit {
+                what: format!("scratch of kernel {}", code.kernels[l.kernel]),
+                needed: scratch,
+                limit: code.limits.arena_bytes,
+            });
+        }
+        if scratch > 0 {
+            inner.scratch.get_or_insert_with(|| DeviceMemory::new(driver.clone())).grow(scratch as usize)?;
+        }
+        inner.values.clear();
+        inner.values.extend(l.bufs.iter().map(|b| b.addr() as u64));
+        inner.values.extend(l.syms.iter().map(|s| s.cast_unsigned()));
+        inner.values.push(inner.scratch.as_ref().map_or(0, |s| s.base().addr() as u64));
+        inner.values.push(self.status.base().addr() as u64);
+        inner.params.clear();
+        inner.params.extend(inner.values.iter_mut().map(|v| (&raw mut *v).cast::<c_void>()));
+        let (params, stream) = (inner.params.as_mut_ptr(), self.stream.handle);
+        let api = &driver.api;
+        inner.pending.push((l.kernel, l.origin));
+        inner.dirty = true;
+        inner.launches += 1;
+        if let (Some([begin, _]), true) = (self.timers, timed) {
+            // SAFETY: our event and stream.
+            let recorded = unsafe { api.event_record(begin, stream) };
+            self.check(inner, recorded)?;
+        }
+        // SAFETY: the parameters are those of the kernel, in its order (`codegen::ptx`), and the driver copies them;
+        // what they lead to holds what the program declares, which the caller vouches for.
+        let launched = unsafe {
+            api.launch_kernel(
+                entry.function,
+                blocks as u32,
+                1,
+                1,
+                entry.block,
+                1,
+                1,
+                0,
+                stream,
+                params,
+                std::ptr::null_mut(),
+            )
+        };
+        if let Err(f) = launched {
+            inner.pending.pop();
+            if is_sticky(f.code) {
+                return Err(self.error(inner, f));
+            }
+            let kernel = code.name(l.kernel, l.origin);
+            let message = format!("{} ({}, {})", f.text, f.name, f.code);
+            return Err(DeviceError::Launch { kernel, message }.into());
+        }
+        if !timed {
+            if driver.settings.check_launches {
+                self.wait_for(inner)?;
+            }
+            return Ok(0);
+        }
+        let mut ms = 0.0;
+        if let Some([begin, end]) = self.timers {
+            // SAFETY: our events and stream.
+            let recorded = unsafe { api.event_record(end, stream) };
+            self.check(inner, recorded)?;
+            self.wait_for(inner)?;
+            // SAFETY: both events are done.
+            let timed = unsafe { api.event_elapsed_time(&mut ms, begin, end) };
+            self.check(inner, timed)?;
+        }
+        Ok((f64::from(ms) * 1e6) as u64)
+    }
+
+    unsafe fn copy(&self, to: Addr, from: Addr, len: usize) -> Result<()> {
+        let inner = self.inner.borrow();
+        let (to, from) = (to.addr() as u64, from.addr() as u64);
+        if to == from {
+            return Ok(());
+        }
+        // SAFETY: the caller's contract.
+        let copied = unsafe { self.code.driver.api.memcpy_dtod_async(to, from, len, self.stream.handle) };
+        self.check(&inner, copied)
+    }
+
+    unsafe fn write(&self, to: Addr, bytes: &[u8]) -> Result<()> {
+        let inner = self.inner.borrow();
+        self.code.driver.enter()?;
+        let (to, from) = (to.addr() as u64, bytes.as_ptr().cast());
+        // SAFETY: the caller's contract; the driver has its own copy of pageable memory when the call returns.
+        let copied =
+            unsafe { self.code.driver.api.memcpy_htod_async(to, from, bytes.len(), self.stream.handle) };
+        self.check(&inner, copied)
+    }
+
+    unsafe fn read_later(&self, from: Addr, to: *mut u8, len: usize) -> Result<()> {
+        let inner = self.inner.borrow();
+        self.code.driver.enter()?;
+        let from = from.addr() as u64;
+        // SAFETY: the caller's contract.
+        let copied =
+            unsafe { self.code.driver.api.memcpy_dtoh_async(to.cast(), from, len, self.stream.handle) };
+        self.check(&inner, copied)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.code.driver.enter()?;
+        self.wait_for(&mut self.inner.borrow_mut())
+    }
+
+    fn failure(&self) -> Option<IndexFailure> {
+        if self.inner.borrow().dirty {
+            return None;
+        }
+        let at = self.seen.base().cast::<i64>();
+        // SAFETY: three numbers; no copy into them is under way, since the last one was waited for.
+        let [flag, value, limit] = unsafe { at.cast::<[i64; 3]>().read() };
+        if flag == 0 {
+            return None;
+        }
+        // SAFETY: as above; the status word of the device lives as long as the queue.
+        unsafe {
+            at.write(0);
+            let (to, stream) = (self.status.base().addr() as u64, self.stream.handle);
+            // where this fails, so does what comes next
+            let _ = self.code.driver.api.memset_d8_async(to, 0, STATUS, stream);
+        }
+        Some(IndexFailure { origin: (flag - 1).max(0) as usize, value, limit })
+    }
+
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    fn launches(&self) -> u64 {
+        self.inner.borrow().launches
+    }
+}

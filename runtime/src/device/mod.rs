@@ -1,0 +1,173 @@
+//! What a processor does for a program: memory, code, and an ordered queue of work.
+//!
+//! The interpreter of host steps is the same for all of them; it speaks to a [`Device`] and knows no other. On the
+//! CPU a queue does everything at once, on a GPU it is a stream: work is handed over, and waited for where the host
+//! needs a value.
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use crate::error::{DeviceError, Result};
+use crate::model::Limits;
+use crate::pool::Pool;
+use format::Program;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An address in the memory of a device. Only the device that gave it may follow it.
+pub type Addr = *mut u8;
+
+/// What a device is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceInfo {
+    /// `cpu`, or as the driver says.
+    pub name: String,
+    /// Threads of a parallel loop, or multiprocessors.
+    pub units: usize,
+    /// Major and minor, of a GPU.
+    pub compute_capability: Option<(u32, u32)>,
+    /// Bytes of its own memory; 0 where it has the host's.
+    pub memory: usize,
+}
+
+/// A processor that runs programs.
+pub trait Device: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+    /// Memory without a byte as yet.
+    fn memory(&self) -> Box<dyn Memory>;
+    /// Memory of the host that copies from and to the device are fastest with.
+    fn host_memory(&self) -> Box<dyn Memory>;
+    /// Where the device can read `bytes` in place, at any alignment; `None` where they must be copied.
+    fn adopt(&self, bytes: &[u8]) -> Option<Addr>;
+    /// Makes the kernels of a program callable.
+    fn load(&self, program: &Program, limits: Limits) -> Result<Arc<dyn Code>>;
+    /// The threads behind a CPU.
+    fn pool(&self) -> Option<&Arc<Pool>>;
+}
+
+/// Memory that grows and belongs to one owner.
+pub trait Memory: Send + Sync {
+    /// Aligned to 64 bytes, empty or not.
+    fn base(&self) -> Addr;
+    /// Bytes there are; may be more than was asked for.
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Makes it at least `len` bytes long; what it holds stays. True where it moved or grew.
+    fn grow(&mut self, len: usize) -> Result<bool>;
+    /// Gives the pages of a range back, where that is possible.
+    ///
+    /// # Safety
+    /// Nobody reads or writes the range any more.
+    unsafe fn release(&self, range: Range<usize>);
+}
+
+/// The kernels of one program on one device.
+pub trait Code: Send + Sync {
+    /// A queue for one caller.
+    fn queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
+    /// Milliseconds that the driver took to load it.
+    fn load_ms(&self) -> f64;
+}
+
+/// One call of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    pub kernel: usize,
+    pub variant: usize,
+    pub origin: usize,
+    /// Iterations of the parallel loop; 1 at least.
+    pub trip: i64,
+    /// As the schedule estimates it.
+    pub ns_per_iter: f64,
+    /// Addresses of the operands.
+    pub bufs: &'a [Addr],
+    pub syms: &'a [i64],
+    /// Scratch bytes of a thread, or of a warp.
+    pub scratch: i64,
+}
+
+/// The first data-dependent error of the kernels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IndexFailure {
+    pub origin: usize,
+    pub value: i64,
+    pub limit: i64,
+}
+
+/// Work in order. Addresses must lie in memory of the queue's device that holds enough bytes, and stay there until
+/// the work is done ([`Queue::wait`]).
+pub trait Queue: Send {
+    /// A run begins, on this thread.
+    fn begin(&self) -> Result<()>;
+    /// Hands a kernel over. `timed`: waits for it, and answers the nanoseconds it took.
+    ///
+    /// # Safety
+    /// The operands hold as many bytes as the program declares for these symbols.
+    unsafe fn launch(&self, launch: &Launch<'_>, timed: bool) -> Result<u64>;
+    /// # Safety
+    /// Both hold `len` bytes; they may overlap.
+    unsafe fn copy(&self, to: Addr, from: Addr, len: usize) -> Result<()>;
+    /// Copies bytes of the host, which may change as soon as this returns.
+    ///
+    /// # Safety
+    /// `to` holds as many.
+    unsafe fn write(&self, to: Addr, bytes: &[u8]) -> Result<()>;
+    /// Copies to the host; the bytes are there after [`Queue::wait`].
+    ///
+    /// # Safety
+    /// Both hold `len` bytes, and nobody uses `to` until then.
+    unsafe fn read_later(&self, from: Addr, to: *mut u8, len: usize) -> Result<()>;
+    /// Until everything handed over is done.
+    fn wait(&self) -> Result<()>;
+    /// What kernels that are done have reported; forgets it.
+    fn failure(&self) -> Option<IndexFailure>;
+    /// The host may follow addresses of the device, once what writes there is done, which is at once.
+    fn is_direct(&self) -> bool;
+    /// Kernels handed over so far.
+    fn launches(&self) -> u64;
+}
+
+/// Which device to open.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Gpu {
+    /// The n-th of the system's CUDA driver.
+    Cuda(usize),
+    /// The first of the driver in this file.
+    Library(PathBuf),
+}
+
+/// How a GPU is used.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct GpuSettings {
+    /// Waits after each kernel, so that an error names the one that caused it.
+    pub check_launches: bool,
+}
+
+/// The CPU that this runs on, with the threads of `pool`.
+pub fn cpu(pool: Arc<Pool>) -> Arc<dyn Device> {
+    Arc::new(cpu::Cpu::new(pool))
+}
+
+/// Opens a GPU.
+///
+/// # Errors
+/// [`DeviceError`] that says what is missing: the driver, a device, a recent version of either, support in this build.
+#[cfg(feature = "cuda")]
+pub fn gpu(which: &Gpu, settings: GpuSettings) -> Result<Arc<dyn Device>, DeviceError> {
+    cuda::open(which, settings)
+}
+
+/// As above, in a build without support for GPUs.
+#[cfg(not(feature = "cuda"))]
+pub fn gpu(_: &Gpu, _: GpuSettings) -> Result<Arc<dyn Device>, DeviceError> {
+    Err(DeviceError::NotBuilt)
+}
+
+/// An address that nobody follows, for operands without bytes.
+pub(crate) const fn nowhere() -> Addr {
+    std::ptr::without_provenance_mut(crate::arena::ALIGN)
+}
