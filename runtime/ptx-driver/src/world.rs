@@ -102,7 +102,7 @@ pub(crate) fn within(f: impl FnOnce(&mut World) -> Res<()>) -> u32 {
 pub(crate) fn keep(text: String) -> &'static CString {
     let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
     let leak = || &*Box::leak(Box::new(CString::new(text.replace('\0', " ")).unwrap_or_default()));
-    *texts.entry(text.clone()).or_insert_with(leak)
+    texts.entry(text.clone()).or_insert_with(leak)
 }
 
 impl World {
