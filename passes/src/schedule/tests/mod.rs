@@ -3,6 +3,7 @@
 
 mod direct;
 mod kernels;
+mod words;
 
 use super::{Schedule, lower_kernel, normal_form};
 use crate::lower::{access, nest};
