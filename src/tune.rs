@@ -230,7 +230,7 @@ pub fn tune(
         if (nanos as f64) < LEAST_SHARE * total as f64 || !single {
             continue;
         }
-        let normal = schedule::normal_form(kernel, symbols)?;
+        let normal = schedule::form_for(kernel, symbols, &target)?;
         let choices = schedule::choose::variants(&normal, symbols, &target);
         let Some(choice) = choices.into_iter().nth(at.1) else { continue };
         let question = question(&normal, &target, &choice.schedule);

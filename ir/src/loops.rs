@@ -204,6 +204,12 @@ pub enum Stmt {
         value: Val,
         mask: Option<Val>,
     },
+    /// `mem[index]` (i64 scalar, in elements) will be read soon: a hint, whose place may lie outside of the
+    /// region. It changes nothing but time.
+    Prefetch {
+        mem: Mem,
+        index: Val,
+    },
     Barrier(Level),
     Pipe(PipeOp),
     /// Where `ok` (bool scalar) is false, reports the first such error to the status word:
@@ -353,6 +359,7 @@ impl Stmt {
                 f(*value);
                 mask.iter().for_each(|m| f(*m));
             }
+            Stmt::Prefetch { index, .. } => f(*index),
             Stmt::Barrier(_) | Stmt::Pipe(PipeOp::Commit | PipeOp::Wait { .. }) => {}
             Stmt::Pipe(PipeOp::Copy { from, to, .. }) => {
                 from.for_each_operand(f);

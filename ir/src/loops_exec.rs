@@ -182,6 +182,7 @@ impl Machine<'_> {
                     }
                 }
             }
+            Stmt::Prefetch { .. } => {}
             Stmt::Barrier(_) | Stmt::Pipe(PipeOp::Commit | PipeOp::Wait { .. }) => {}
             Stmt::Pipe(PipeOp::Copy { from, to, elems }) => {
                 let ty = Ty::vector(self.mem_dtype(from.mem)?, *elems);

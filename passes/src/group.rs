@@ -10,8 +10,9 @@ use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, repeats, static_elems};
 use crate::kernels::{Build, KernelUnit};
 use crate::pull::{Home, PullError, Unit, locate};
-use crate::winograd;
+use crate::{col2im, winograd};
 use ir::graph::State;
+use ir::prim::WindowDim;
 use ir::{DType, Layout, OpId, Origin, Prim, TensorType, ValueId};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
@@ -41,8 +42,8 @@ pub struct Temp {
 pub struct Choices {
     /// Nodes that one expression may have.
     pub limit: usize,
-    /// Winograd's form for the convolutions where it pays.
-    pub winograd: bool,
+    /// Sums in another order: Winograd's and other forms for the convolutions where they pay.
+    pub reassociate: bool,
 }
 
 /// What one graph executes, in order.
@@ -73,6 +74,12 @@ struct Candidate {
     no_gemm: bool,
     /// No reduction may be computed at guarded or shifted indices.
     no_heavy: bool,
+}
+
+/// How a convolution is computed, other than directly.
+enum Form<'a> {
+    Winograd,
+    Col2im(&'a [WindowDim]),
 }
 
 struct Planner<'a> {
@@ -252,7 +259,7 @@ impl Planner<'_> {
                 items.push(Item::Kernel(unit));
             }
             _ => {
-                if let Some(units) = self.winograd(id, result) {
+                if let Some(units) = self.algorithm(id, result) {
                     return Ok(units.into_iter().map(Item::Kernel).collect());
                 }
                 let unit = self.build(id, &[result], |b| b.root(result))?;
@@ -262,26 +269,37 @@ impl Planner<'_> {
         Ok(items)
     }
 
-    /// The kernels of a group around a convolution that is better computed in Winograd's form.
-    fn winograd(&mut self, id: OpId, root: ValueId) -> Option<Vec<KernelUnit>> {
+    /// The kernels of a group around a convolution that is better computed in another than the direct form.
+    fn algorithm(&mut self, id: OpId, root: ValueId) -> Option<Vec<KernelUnit>> {
         let g = self.unit.graph;
-        if !self.choices.winograd || self.facts.constant[root.index()] {
+        if !self.choices.reassociate || self.facts.constant[root.index()] {
             return None;
         }
         let region = self.grow(id, &[root], &HashSet::new(), false);
-        let site = region.iter().find_map(|&conv| {
+        let (site, form) = region.iter().find_map(|&conv| {
             let op = &g[g.def_op(conv)?];
             let [x, w] = *op.operands.as_slice() else { return None };
-            let pays = winograd::pays(&op.prim, &g[w].ty, &g[conv].ty, self.unit.symbols);
             let Prim::Convolve { window, .. } = &op.prim else { return None };
-            let same = g[root].ty.shape == g[conv].ty.shape && window.iter().all(|d| d.pad_lo.is_const(0));
-            (pays && same && self.facts.constant[w.index()]).then_some(winograd::Site { conv, x, w, root })
+            let padded = window.iter().any(|d| !d.pad_lo.is_const(0));
+            let form = if !padded && winograd::pays(&op.prim, &g[w].ty, &g[conv].ty, self.unit.symbols) {
+                Form::Winograd
+            } else if col2im::pays(&op.prim, &g[x].ty, &g[w].ty, &g[conv].ty) {
+                Form::Col2im(window)
+            } else {
+                return None;
+            };
+            let same = g[root].ty.shape == g[conv].ty.shape;
+            (same && self.facts.constant[w.index()]).then_some((winograd::Site { conv, x, w, root }, form))
         })?;
         let inline = |v: ValueId| region.contains(&v);
         let build =
             Build { unit: self.unit, homes: &self.homes, inline: &inline, limit: self.choices.limit, op: id };
         let mut temps = self.temps.clone();
-        let units = winograd::build(&build, site, &mut temps).ok()??;
+        let units = match form {
+            Form::Winograd => winograd::build(&build, site, &mut temps),
+            Form::Col2im(window) => col2im::build(&build, site, window, &mut temps),
+        };
+        let units = units.ok()??;
         self.temps = temps;
         self.demand_reads(&region);
         Some(units)

@@ -81,6 +81,7 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
     crate::stage::fuse_packing(&mut out, &packed);
     out.module = module;
     out.module.symbols = symbols;
+    crate::packs::share(&mut out);
     Ok(out)
 }
 

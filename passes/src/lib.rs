@@ -17,6 +17,7 @@
 //! [`pipeline::PASSES`] is the order of execution, [`compile`] the way in.
 
 mod chain;
+mod col2im;
 mod control;
 pub mod error;
 pub mod facts;
@@ -29,6 +30,7 @@ pub mod kernels;
 pub mod layout;
 pub mod lower;
 pub mod normalise;
+mod packs;
 pub mod pipeline;
 pub mod place;
 pub mod pull;
@@ -82,7 +84,7 @@ impl Default for Options {
 
 impl Options {
     fn choices(&self) -> group::Choices {
-        group::Choices { limit: self.pull_limit, winograd: self.math.reassociates() }
+        group::Choices { limit: self.pull_limit, reassociate: self.math.reassociates() }
     }
 }
 

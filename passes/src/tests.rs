@@ -52,7 +52,7 @@ pub fn data(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// Runs both and compares; the plan, for structural checks.
-fn check(module: &Module, inputs: &[Tensor]) -> Planned {
+pub fn check(module: &Module, inputs: &[Tensor]) -> Planned {
     let p = plan(module);
     let want = Interp::new(module).run(inputs).expect("the interpreter runs it");
     let got = crate::kernel_exec::execute(&p, inputs).unwrap_or_else(|e| panic!("{e}\n{}", show(&p)));
@@ -100,7 +100,7 @@ fn check_f32(shapes: &[&[usize]], f: impl Fn(&mut Builder, &[V]) -> Vec<V>) -> P
     check(&build(false), &inputs)
 }
 
-fn names(p: &Planned) -> Vec<&str> {
+pub fn names(p: &Planned) -> Vec<&str> {
     p.kernels.iter().map(|k| k.name.as_str()).collect()
 }
 
@@ -489,5 +489,24 @@ fn winograd_convolution() {
         let p = check(&m, &[data(DType::F32, &[1, 32, h as usize, w as usize], 3)]);
         let products = names(&p).iter().filter(|n| **n == "winograd_products").count();
         assert!(products >= 1, "{:?}", names(&p));
+    }
+}
+
+#[test]
+fn convolution_of_mostly_padding() {
+    for (h, w, k) in [(5, 6, 5), (4, 4, 3)] {
+        let mut b = Builder::new("col2im");
+        let d = Dim::from;
+        let n = b.symbol("n", 1, 8);
+        let x = b.input("x", DType::F32, vec![n, d(32), d(h), d(w)]);
+        let y = b.tanh(x).unwrap();
+        let weights = b.random_constant(DType::F32, &[40, 32, k as usize, k as usize], 7, 0.0, 0.1).unwrap();
+        let bias = b.random_constant(DType::F32, &[40, 1, 1], 8, 0.0, 1.0).unwrap();
+        let y = b.convolve(y, weights, &[window(1, k - 1), window(1, k - 1)], 1, DType::F32).unwrap();
+        let y = b.add(y, bias).unwrap();
+        let y = b.tanh(y).unwrap();
+        let m = b.finish(&[("y".into(), y)]).unwrap();
+        let p = check(&m, &[data(DType::F32, &[2, 32, h as usize, w as usize], 3)]);
+        assert!(names(&p).contains(&"tap_products"), "{:?}", names(&p));
     }
 }

@@ -207,7 +207,7 @@ impl At {
     }
 }
 
-fn named_axes(p: &mut Puller, list: &[(&str, &Dim)]) -> (Vec<Axis>, Vec<Dim>) {
+pub(crate) fn named_axes(p: &mut Puller, list: &[(&str, &Dim)]) -> (Vec<Axis>, Vec<Dim>) {
     let mut axes = Vec::new();
     let mut index = Vec::new();
     for (name, extent) in list {
@@ -225,7 +225,7 @@ fn axes_of_tiles(p: &mut Puller, n: &Dim, th: &Dim, tw: &Dim, c: (&str, &Dim)) -
     (axes, At { n, ty, tx, c })
 }
 
-fn read(p: &mut Puller, temp: ValueId, shape: &[Dim], index: &[Dim]) -> ExprId {
+pub(crate) fn read(p: &mut Puller, temp: ValueId, shape: &[Dim], index: &[Dim]) -> ExprId {
     let buf = p.temp(temp, shape, Access::Read);
     let index = index.to_vec();
     p.expr(Expr::Read { buf, index, guards: Vec::new(), fill: Scalar::Float(0.0) }, DType::F32)

@@ -4,7 +4,7 @@ use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::host::Lowered;
 use kernelsmith::ir::{DType, Module, Tensor};
 use kernelsmith::passes::schedule::tuned::{Question, Tuned, neighbours, question};
-use kernelsmith::passes::schedule::{choose, normal_form};
+use kernelsmith::passes::schedule::{choose, form_for};
 use kernelsmith::passes::{self, Stage, State};
 use kernelsmith::tune::{Database, Winner, tune};
 use kernelsmith::{CompileOptions, arrays, codegen, compile_module, driver, interp};
@@ -51,7 +51,7 @@ fn neighbours_compute_the_same() {
     let symbols = &planned.module.symbols;
     let mut applied = 0;
     for kernel in &planned.kernels {
-        let normal = normal_form(kernel, symbols).unwrap();
+        let normal = form_for(kernel, symbols, &target).unwrap();
         for choice in choose::variants(&normal, symbols, &target) {
             for s in neighbours(&choice.schedule, &normal, symbols) {
                 let q = question(&normal, &target, &choice.schedule);

@@ -181,6 +181,8 @@ impl Emitter<'_> {
             Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
             Stmt::Store { addr, value } => self.store(addr, *value),
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
+            // Cranelift has no such instruction
+            Stmt::Prefetch { .. } => Ok(()),
             Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes on a CPU")),
             Stmt::Check { ok, origin, value, limit } => {
                 let (ok, value, limit) = (self.scalar(*ok)?, self.scalar(*value)?, self.scalar(*limit)?);

@@ -56,7 +56,7 @@
 //! the first element from below, in bytes.
 //!
 //! **Statements**: `Let`, `For` (sequential), `While`, `If`, `Store`, `Scatter` (lanes are written in ascending order, a later
-//! one wins; a scalar one may have a mask), `Check` (i64 `value` and `limit`). Conditions are bool scalars.
+//! one wins; a scalar one may have a mask), `Prefetch`, `Check` (i64 `value` and `limit`). Conditions are bool scalars.
 
 mod math;
 mod memory;

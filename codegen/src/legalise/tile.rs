@@ -193,6 +193,10 @@ impl<'a> Legaliser<'a> {
             }
             Stmt::Store { addr, value } => self.store(addr, *value)?,
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask)?,
+            Stmt::Prefetch { mem, index } => {
+                let index = self.scalar(*index)?;
+                self.b.prefetch(*mem, index);
+            }
             // threads of a CPU share nothing inside of a function
             Stmt::Barrier(Level::Thread) => {}
             Stmt::Barrier(level) => return Err(Fault::unsupported(format!("barriers of {level:?}"))),

@@ -161,6 +161,7 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
             Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
             Stmt::Store { addr, value } => self.store(addr, *value),
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
+            Stmt::Prefetch { mem, index } => self.prefetch(*mem, *index),
             Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes on a CPU")),
             Stmt::Check { ok, origin, value, limit } => {
                 let (ok, value, limit) = (self.int(*ok)?, self.int(*value)?, self.int(*limit)?);

@@ -73,6 +73,17 @@ impl<'ctx> Emitter<'_, 'ctx> {
         self.widened(dtype, ty.dtype, bits)
     }
 
+    /// Into the second-level cache.
+    pub fn prefetch(&self, mem: Mem, index: Val) -> Emit<()> {
+        let (base, dtype) = self.region(mem)?;
+        let b = &self.build;
+        let at = b.offset(b.stored(dtype)?, base, self.int(index)?)?;
+        let word = |n| b.cx.i32_type().const_int(n, false).into();
+        // a read; locality 2 of 0..=3; of data
+        b.call("llvm.prefetch", &[at.get_type().into()], &[at.into(), word(0), word(2), word(1)])?;
+        Ok(())
+    }
+
     fn load_at(&self, ty: Type<'ctx>, at: PointerValue<'ctx>, align: u32) -> Emit<Value<'ctx>> {
         let value = self.build.b.build_load(ty, at, "")?;
         if let Some(inst) = value.as_instruction_value() {

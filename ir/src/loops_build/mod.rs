@@ -342,6 +342,10 @@ impl LoopBuilder {
         self.forget_loads(mem);
         self.push(Stmt::Scatter { mem, index, value, mask });
     }
+    /// Asks for the element at `index` ahead of its use.
+    pub fn prefetch(&mut self, mem: Mem, index: Val) {
+        self.push(Stmt::Prefetch { mem, index });
+    }
     pub fn barrier(&mut self, level: Level) {
         for mem in (0..self.func.locals.len() as u32).map(Mem::Local) {
             self.forget_loads(mem);

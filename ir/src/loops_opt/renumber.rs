@@ -85,6 +85,7 @@ impl Renumber<'_> {
                 self.map(value);
                 mask.iter_mut().for_each(|m| self.map(m));
             }
+            Stmt::Prefetch { index, .. } => self.map(index),
             Stmt::Barrier(_) | Stmt::Pipe(PipeOp::Commit | PipeOp::Wait { .. }) => {}
             Stmt::Pipe(PipeOp::Copy { from, to, .. }) => {
                 self.addr(from);

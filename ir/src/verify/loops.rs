@@ -306,6 +306,10 @@ impl<'a> Verifier<'a> {
                 self.elements(ty, *index, *mask)?;
                 self.access(*mem, ty.dtype, true)
             }
+            Stmt::Prefetch { mem, index } => {
+                self.mem(*mem)?;
+                self.index(*index)
+            }
             Stmt::Barrier(_) | Stmt::Pipe(PipeOp::Commit | PipeOp::Wait { .. }) => self.collective(),
             Stmt::Pipe(PipeOp::Copy { from, to, elems }) => {
                 self.collective()?;

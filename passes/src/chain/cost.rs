@@ -7,7 +7,7 @@
 use super::block::{Cut, local_shape, stage_of_block};
 use super::shared::{SharedAxis, links};
 use crate::lower::space::{VarFacts, vars_of};
-use crate::schedule::{choose, normal_form};
+use crate::schedule::{choose, normal_form, without_repeats};
 use ir::kernel::{Access, Axis, BufId, Expr, ExprId, Kernel, Stmt};
 use ir::target::TargetDesc;
 use ir::{Atom, Dim, Symbols, Var};
@@ -19,7 +19,7 @@ const L2: f64 = 50.0;
 const L3: f64 = 20.0;
 const DRAM: f64 = 8.0;
 /// As [`L3`] and [`DRAM`], for reads in order.
-const L3_READ: f64 = 40.0;
+const L3_READ: f64 = 25.0;
 const DRAM_READ: f64 = 12.0;
 /// Part of the time of arithmetic in which reads in order cost nothing.
 const HIDDEN: f64 = 0.6;
@@ -122,6 +122,7 @@ impl Model<'_> {
         let mut lost = 0.0;
         for (i, s) in stages.iter().enumerate() {
             let k = normal_form(&stage_of_block(chain, shared, cuts, i, self.symbols), self.symbols).ok()?;
+            let k = without_repeats(k, self.symbols);
             lost += (self.arithmetic(&k)? * blocks - s.arithmetic).max(0.0);
         }
         Some(lost / self.threads())
@@ -245,6 +246,13 @@ impl Model<'_> {
             .iter()
             .map(|b| self.traffic(chain, *b) / if is_local(b) { self.speed(1.4 * resident) } else { L3 })
             .sum();
+        let part = |r: &Read| match r.link {
+            true => 0.0,
+            false => r.shared.iter().map(|a| sizes[*a]).product::<f64>() * r.others * r.bytes,
+        };
+        // every block goes through what all stages read
+        let read: f64 = stages.iter().flat_map(|s| &s.reads).map(part).sum();
+        let fits = read + resident <= 0.8 * self.target.l2_bytes as f64;
         let mut time = 0.0;
         for s in stages {
             let arithmetic = s.arithmetic * slowness(s, &sizes);
@@ -254,8 +262,7 @@ impl Model<'_> {
                 .iter()
                 .filter(|r| !r.link)
                 .map(|r| {
-                    let part = r.shared.iter().map(|a| sizes[*a]).product::<f64>() * r.others * r.bytes;
-                    let fits = part + resident <= 0.8 * self.target.l2_bytes as f64;
+                    let part = part(r);
                     let near = part <= L3_SIZE * self.target.l2_bytes as f64;
                     if fits { 0.0 } else { part * blocks / if near { L3_READ } else { DRAM_READ } }
                 })
@@ -270,7 +277,7 @@ impl Model<'_> {
     fn stage(&self, chain: &Kernel, shared: &[SharedAxis], stage: usize) -> Option<StageCost> {
         let s = &chain.stages[stage];
         let k = &s.kernel;
-        let normal = normal_form(k, self.symbols).ok()?;
+        let normal = without_repeats(normal_form(k, self.symbols).ok()?, self.symbols);
         let arithmetic = self.arithmetic(&normal)?;
         let facts = VarFacts::of(k, self.symbols);
         let links = links(chain);

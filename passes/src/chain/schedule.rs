@@ -16,7 +16,7 @@ use super::shared::{SharedAxis, shared_axes};
 use crate::error::{PassError, Result};
 use crate::lower::{access::physical_elems, nest};
 use crate::schedule::choose::{self, Choice};
-use crate::schedule::{Schedule, normal_form};
+use crate::schedule::{Schedule, normal_form, without_repeats};
 use ir::host::{LoweredKernel, Variant};
 use ir::kernel::{Access, Guard, Kernel};
 use ir::loops::{Func, Launch, Level, Space, Val};
@@ -50,7 +50,10 @@ impl<'a> Blocks<'a> {
             return Err(fault(chain, "a cut of an axis that its stages do not share"));
         }
         let stages = (0..chain.stages.len())
-            .map(|s| normal_form(&stage_of_block(chain, &shared, cuts, s, symbols), symbols))
+            .map(|s| {
+                let normal = normal_form(&stage_of_block(chain, &shared, cuts, s, symbols), symbols)?;
+                Ok(without_repeats(normal, symbols))
+            })
             .collect::<Result<_>>()?;
         Ok(Blocks { chain, shared, cuts: cuts.to_vec(), stages, symbols })
     }

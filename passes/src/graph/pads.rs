@@ -65,6 +65,18 @@ fn constant(cx: &mut Shared<'_>, site: &mut Site<'_>, dtype: DType, value: Scala
     site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
 }
 
+/// True where the value is a constant or a view of one.
+fn of_constants(site: &Site<'_>, mut v: ValueId) -> bool {
+    while let Some(op) = site.def(v) {
+        match (&op.prim, op.operands.first()) {
+            (Prim::Const(_), _) => return true,
+            (Prim::Reshape { .. } | Prim::Transpose { .. } | Prim::Slice { .. }, Some(x)) => v = *x,
+            _ => return false,
+        }
+    }
+    false
+}
+
 impl Rule for Pads {
     fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
         let types = site.types.to_vec();
@@ -75,6 +87,13 @@ impl Rule for Pads {
                 let tiled = self.winograd
                     && constant
                     && crate::winograd::pays(&site.op.prim, site.ty(w), &types[0], &self.symbols);
+                // that form meets no padding
+                if self.winograd
+                    && of_constants(site, w)
+                    && crate::col2im::pays(&site.op.prim, site.ty(x), site.ty(w), &types[0])
+                {
+                    return Ok(None);
+                }
                 // what is padded for the tiles' sake only is cropped again by the convolution
                 let (mut padded, mut plain) = (window.clone(), unpadded(window));
                 if tiled {

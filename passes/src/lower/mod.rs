@@ -4,6 +4,7 @@
 //! the loops that a schedule names, and `expr` evaluates expressions on tiles inside of them.
 
 pub mod access;
+pub mod ahead;
 pub mod axes;
 mod expr;
 pub mod generated;

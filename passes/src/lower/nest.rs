@@ -1,5 +1,6 @@
 //! The loop nest: a normal-form kernel and a schedule give one function in tile form.
 
+use super::ahead;
 use super::expr::{Eval, TileDim};
 use super::space::VarFacts;
 use crate::error::Result;
@@ -47,6 +48,7 @@ pub fn lower_into(
     }
     if !nest.is_empty() {
         nest.begin_rows();
+        nest.begin_ahead();
         let scope = nest.e.enter();
         nest.walk(0, &[])?;
         nest.e.leave(scope);
@@ -63,12 +65,14 @@ struct Nest<'a> {
     row_base: Option<Var>,
     /// Number of the next statement that has an [`InnerSpec`].
     stmt: usize,
+    /// What each step of the contraction asks for ahead of its use.
+    ahead: Option<(Mem, Dim)>,
 }
 
 impl<'a> Nest<'a> {
     fn new(e: Eval<'a>, s: &'a Schedule) -> Nest<'a> {
         let extents = e.k.domain.iter().map(|a| (a.var, a.extent.clone())).collect();
-        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0 }
+        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None }
     }
 
     /// Strides of an empty kernel may be 0 where its tiles have many rows: it has no code at all.
@@ -90,6 +94,16 @@ impl<'a> Nest<'a> {
         self.row_base = Some(base);
     }
 
+    /// A schedule that asks for panels that the kernel does not have asks for nothing.
+    fn begin_ahead(&mut self) {
+        let Some(cols) = self.s.cols.filter(|_| self.s.ahead > 0) else { return };
+        let k = self.e.k;
+        if let Some(panel) = ahead::panel(k, &cols, &self.e.facts) {
+            let place = ahead::place(k, self.s, &panel, self.row_base, &self.e.facts);
+            self.ahead = Some((self.e.mems[panel.buf.0 as usize], place));
+        }
+    }
+
     fn run(&mut self) -> Result<Dim> {
         self.check()?;
         if self.is_empty() {
@@ -99,6 +113,7 @@ impl<'a> Nest<'a> {
             return Ok(Dim::from(0));
         }
         self.begin_rows();
+        self.begin_ahead();
         let parallel = self.s.loops.iter().take_while(|l| l.parallel).count();
         let counts: Vec<Dim> = self.s.loops[..parallel]
             .iter()
@@ -517,6 +532,11 @@ impl<'a> Nest<'a> {
 
     /// One step: `carry` combined with the value at the current point.
     fn accumulate(&mut self, r: &Reduction, carry: Val) -> Result<Val> {
+        if let Some((mem, place)) = self.ahead.clone() {
+            let index = self.e.resolve(&place);
+            let index = self.e.dim(&index)?;
+            self.e.b.prefetch(mem, index);
+        }
         let exact = self.e.dtype(r.value) == r.acc;
         let own_mask = r.spec.cols.is_some() && self.e.valid.is_some();
         if let Expr::Binary(BinaryOp::Mul, x, y) = self.e.k.get(r.value)

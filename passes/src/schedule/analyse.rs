@@ -1,6 +1,7 @@
 //! What scheduling asks of a kernel in normal form: its accesses, how they step along an axis, how much
 //! work its statements are.
 
+use crate::kernels::children;
 use crate::lower::space::{VarFacts, for_each_dim, substitute, vars_of};
 use ir::kernel::{Axis, BufId, Expr, ExprId, Kernel, Stmt};
 use ir::prim::{BinaryOp, UnaryOp};
@@ -314,6 +315,16 @@ fn work(
         }
     }
     w
+}
+
+/// True where computing an expression costs more than storing it and reading it again.
+pub fn is_expensive(k: &Kernel, e: ExprId) -> bool {
+    let own = match k.get(e) {
+        Expr::Unary(op, _) => unary_ops(*op),
+        Expr::Binary(op, ..) => binary_ops(*op),
+        _ => 0.0,
+    };
+    own > 10.0 || children(k.get(e)).into_iter().any(|c| is_expensive(k, c))
 }
 
 /// Vector instructions of a function, roughly.

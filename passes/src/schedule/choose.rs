@@ -1,5 +1,7 @@
 //! The default schedule of a kernel, from an analytical model of the target.
 
+mod blocks;
+
 use super::analyse::{Access, Analysis, Step, Work};
 use super::tiles::{self, Question};
 use super::{ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
@@ -315,7 +317,11 @@ impl<'a> Chooser<'a> {
             let row_free = |x: &&Access| self.a.step(&x.offset, v, None) == Step::Zero;
             let col_free = |x: &&Access| self.a.step(&x.offset, col, panel) == Step::Zero;
             let reads: Vec<&Access> = w.accesses.iter().collect();
-            if reads.iter().any(|x| self.a.step(&x.offset, v, None) == Step::Irregular) {
+            // rows that are only partly there would be read one by one
+            if reads
+                .iter()
+                .any(|x| self.a.step(&x.offset, v, None) == Step::Irregular || x.guard_vars.contains(&v))
+            {
                 return None;
             }
             shared |= reads.iter().any(|x| row_free(x) && !col_free(x));
@@ -386,10 +392,12 @@ impl<'a> Chooser<'a> {
             rows: rows.filter(|r| r.size > 1),
             cols,
             inner: self.inner_specs(),
+            ahead: 0,
             scalar: self.scalar.clone(),
         };
         let order = self.loop_order(rows.map(|r| r.axis));
         let trip = self.bind_loops(&order, &mut schedule);
+        schedule.ahead = self.ahead(&schedule);
         let ns_per_iter = match self.parallel {
             true => self.nanoseconds() / trip.max(1.0),
             false => self.work() * NS_PER_OP,
@@ -539,14 +547,31 @@ impl<'a> Chooser<'a> {
         let (mut trip, mut sure) = (1.0, 1.0);
         let mut serial = Vec::new();
         let mut open = self.parallel;
+        let step_of = |s: &Schedule, v: Var| match (s.rows, s.cols) {
+            (Some(r), _) if r.axis == v => r.size,
+            (_, Some(c)) if c.axis == v => c.size,
+            _ => 1,
+        };
+        let shares = self.shares(order, s);
+        for &(axis, step) in &shares {
+            s.loops.push(LoopSpec { axis, step, parallel: true });
+            let extent = self.a.extent(axis);
+            let chunks = (self.a.estimate(&extent) / f64::from(step)).ceil().max(1.0);
+            trip *= chunks;
+            sure *= if extent.as_const().is_some() { chunks } else { 1.0 };
+        }
         for v in order {
-            let step = match (s.rows, s.cols) {
-                (Some(r), _) if r.axis == *v => r.size,
-                (_, Some(c)) if c.axis == *v => c.size,
-                _ => 1,
-            };
+            let step = step_of(s, *v);
             let tile = LoopSpec { axis: *v, step, parallel: false };
-            open &= self.free.contains(v) && sure < target;
+            if let Some(share) = shares.iter().find(|x| x.0 == *v) {
+                if share.1 > step {
+                    serial.push(tile);
+                }
+                continue;
+            }
+            // blocks of rows are whole: nothing else cuts them
+            let row = !shares.is_empty() && !self.columns_use(*v);
+            open &= self.free.contains(v) && sure < target && !row;
             if !open {
                 serial.push(tile);
                 continue;

@@ -6,6 +6,7 @@
 mod analyse;
 pub mod choose;
 mod dots;
+mod once;
 pub mod operands;
 #[cfg(test)]
 mod tests;
@@ -81,6 +82,9 @@ pub struct Schedule {
     pub cols: Option<ColTile>,
     /// By Reduce and Store-with-axes, in order of occurrence.
     pub inner: Vec<InnerSpec>,
+    /// Elements of the column operand's next panel that each step of a contraction's innermost loop asks
+    /// for (see [`crate::lower::ahead`]); 0: none.
+    pub ahead: u32,
     /// Why nothing is vectorised, where nothing is.
     pub scalar: Option<String>,
 }
@@ -97,6 +101,22 @@ pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
     let normal = axes::normalise(&linear, symbols);
     // axes that differed in how they count parts may be one in words
     Ok(dots::words(&normal, symbols).map_or(normal, |w| axes::normalise(&w, symbols)))
+}
+
+/// The normal form that schedules for `target` are for: where one thread computes a row, no expensive value of
+/// it twice.
+///
+/// # Errors
+/// As [`normal_form`].
+pub fn form_for(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<Kernel> {
+    let normal = normal_form(kernel, symbols)?;
+    // lanes that are threads would have to meet before they read what others stored
+    Ok(if target.simt { normal } else { without_repeats(normal, symbols) })
+}
+
+/// See [`once`].
+pub(crate) fn without_repeats(normal: Kernel, symbols: &Symbols) -> Kernel {
+    once::once(&normal, symbols).unwrap_or(normal)
 }
 
 /// Turns one kernel, whose buffers have their layouts, into loop IR for `target`: one function for each
@@ -128,7 +148,7 @@ pub fn lower_tuned(
             flops: Dim::from(0),
         });
     }
-    let normal = normal_form(kernel, symbols)?;
+    let normal = form_for(kernel, symbols, target)?;
     let mut variants = Vec::new();
     let mut scalar_reason = None;
     let cost = choose::cost(&normal, symbols);

@@ -4,6 +4,7 @@
 //! parallel n by 1, oc by 32; serial ow by 7; rows ow 7 exact; cols oc 32 mask panel; inner kh, kw_ic
 //! ```
 //!
+//! `ahead n` asks for the next panel of packed weights, n elements at each step.
 //! `inner` clauses follow in the order of the kernel's statements; `scalar "reason"` says why nothing lies
 //! in vector lanes. An axis whose name is not unique is written `name.number`.
 
@@ -76,6 +77,9 @@ impl Schedule {
             }
             clauses.push(text);
         }
+        if self.ahead > 0 {
+            clauses.push(format!("ahead {}", self.ahead));
+        }
         if let Some(reason) = &self.scalar {
             clauses.push(format!("scalar \"{}\"", reason.replace(['"', ';'], "'")));
         }
@@ -138,6 +142,7 @@ impl Schedule {
                     }
                     s.inner.push(spec);
                 }
+                "ahead" => s.ahead = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "scalar" => s.scalar = Some(rest.trim_matches('"').to_string()),
                 _ => return Err(fail(clause)),
             }

@@ -266,6 +266,15 @@ impl Parser<'_> {
                 let (mem, index, mask) = self.indexed()?;
                 Stmt::Scatter { mem, index, value, mask }
             }
+            "prefetch" => {
+                self.c.bump();
+                let at = self.c;
+                let (mem, index, mask) = self.indexed()?;
+                if mask.is_some() {
+                    return Err(at.expected("no mask"));
+                }
+                Stmt::Prefetch { mem, index }
+            }
             "barrier" => {
                 self.c.bump();
                 Stmt::Barrier(self.lookup(&LEVELS, "a level")?)

@@ -176,6 +176,7 @@ impl Printer<'_> {
                     write!(out, " mask {m}")?;
                 }
             }
+            Stmt::Prefetch { mem, index } => write!(out, "prefetch {}[{index}]", self.mem(*mem))?,
             Stmt::Barrier(level) => write!(out, "barrier {}", word_of(&LEVELS, level))?,
             Stmt::Pipe(PipeOp::Commit) => out.push_str("pipe commit"),
             Stmt::Pipe(PipeOp::Wait { pending }) => write!(out, "pipe wait {pending}")?,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::schedule::analyse::is_expensive;
 use ir::layout::Frag;
 use ir::prim::CmpOp;
 
@@ -455,4 +456,84 @@ fn axes_without_reduction_sink_into_stores() {
     let normal = normal_form(&b.k, &b.symbols).unwrap();
     assert_eq!(normal.domain.len(), 1, "{:?}", normal.domain);
     b.check();
+}
+
+#[test]
+fn exponentials_of_a_softmax_are_computed_once() {
+    for n in [2, 7, 16, 50] {
+        let mut b = Build::new("softmax");
+        let shape = [Dim::from(3), Dim::from(n)];
+        let (ia, i) = b.axis("i", 3);
+        let (ja, j) = b.axis("j", n);
+        let ((ma, m), (sa, s)) = (b.axis("m", n), b.axis("s", n));
+        let (x, y) = (b.input("x", &shape), b.output("y", &shape));
+        b.domain(&[&ia]);
+        let v = b.read(x, &[&i, &m]);
+        let most = b.reduce(Monoid::Max, &[&ma], v);
+        let exp = |b: &mut Build, at: &Dim| {
+            let v = b.read(x, &[&i, at]);
+            let v = b.bin(BinaryOp::Sub, v, most);
+            b.un(UnaryOp::Exp, v)
+        };
+        let v = exp(&mut b, &s);
+        let sum = b.reduce(Monoid::Sum, &[&sa], v);
+        let v = exp(&mut b, &j);
+        let v = b.bin(BinaryOp::Div, v, sum);
+        b.store(&[&ja], y, &[&i, &j], v);
+        let normal = form_for(&b.k, &b.symbols, &avx512()).unwrap();
+        let expensive = |s: &&Stmt| crate::stage::roots(s).iter().any(|e| is_expensive(&normal, *e));
+        let exps = normal.stmts.iter().filter(expensive).count();
+        assert_eq!((exps, normal.stmts.len()), (1, 4), "{normal}");
+        let simt = TargetDesc { simt: true, ..avx512() };
+        assert!(form_for(&b.k, &b.symbols, &simt).unwrap().stmts.len() <= 3);
+        b.check();
+    }
+}
+
+/// The tiles of one panel ask for every line of the next one.
+#[test]
+fn panels_are_asked_for_ahead() {
+    use crate::lower::{ahead, space::VarFacts};
+    use crate::schedule::choose;
+    let (m, n, k, p) = (30, 96, 1500, 32);
+    let mut b = matmul(m, n, k, false, Some(p));
+    b.k.buffers[1].constant = true;
+    let normal = form_for(&b.k, &b.symbols, &avx512()).unwrap();
+    let choice = choose::variants(&normal, &b.symbols, &avx512()).remove(0);
+    let s = choice.schedule;
+    assert!(s.ahead > 0, "{}", s.text(&normal));
+    let (rows, cols) = (s.rows.unwrap(), s.cols.unwrap());
+    let mut facts = VarFacts::of(&normal, &b.symbols);
+    let panel = ahead::panel(&normal, &cols, &facts).unwrap();
+    let base = ir::Var(normal.vars.len() as u32);
+    facts.set(base, Dim::from(m));
+    let place = ahead::place(&normal, &s, &panel, Some(base), &facts);
+    let mut lines = std::collections::BTreeSet::new();
+    for row in (0..m).step_by(rows.size as usize) {
+        for step in 0..k {
+            let at = place.eval(&|a| match a {
+                ir::Atom::Var(v) if *v == base => Some(row),
+                // the second of three panels
+                ir::Atom::Var(v) if normal.domain.iter().any(|x| x.var == *v) => Some(1),
+                ir::Atom::Var(_) => Some(step),
+                _ => None,
+            });
+            lines.insert(at.unwrap() / 16);
+        }
+    }
+    let of_panel = p as i64 * k / 16;
+    assert!((2 * of_panel..3 * of_panel).all(|l| lines.contains(&l)), "{place}");
+    // what is asked for beyond it is little
+    assert!(lines.last().unwrap() < &(4 * of_panel), "{place}");
+    b.check();
+}
+
+/// Where rows outweigh columns, threads share out rows, in blocks that stay in the cache.
+#[test]
+fn blocks_of_rows() {
+    let first = |b: &Build| b.check_on(&avx512())[0].split(',').next().unwrap_or_default().to_string();
+    let tall = first(&matmul(1400, 32, 24, false, Some(16)));
+    let step: i64 = tall.strip_prefix("parallel m by ").expect(&tall).parse().unwrap();
+    assert!(step < 1400 / 2, "{tall}");
+    assert!(!first(&matmul(60, 96, 300, false, Some(16))).starts_with("parallel m by"));
 }

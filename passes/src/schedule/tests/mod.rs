@@ -5,7 +5,7 @@ mod direct;
 mod kernels;
 mod words;
 
-use super::{Schedule, lower_kernel, normal_form};
+use super::{Schedule, form_for, lower_kernel, normal_form};
 use crate::lower::{access, nest};
 use direct::Direct;
 use ir::dtype::Scalar;
@@ -149,7 +149,7 @@ impl Build {
         let lowered = lower_kernel(k, &self.symbols, target).unwrap_or_else(|e| panic!("{e}\n{k:#?}"));
         let bufs = self.memories();
         let expect = Direct::run(k, bufs.clone(), &syms);
-        let normal = normal_form(k, &self.symbols).unwrap();
+        let normal = form_for(k, &self.symbols, target).unwrap();
         let mut used = 0;
         for v in &lowered.variants {
             let holds = v.guards.iter().all(|g| {

@@ -1,0 +1,118 @@
+//! Panels of packed weights, asked for ahead of their use.
+//!
+//! A contraction goes through its column operand panel by panel, and through all rows of a panel before the
+//! next one. The first rows then wait for memory, the others find the panel in the cache. So the loop over the
+//! products of one panel asks for the next panel, a few elements at each step: tile `t` of the panel's
+//! tiles and step `k` of the reduction ask for element `(t * steps + k) * ahead` of it.
+
+use super::space::{VarFacts, substitute, vars_of};
+use crate::schedule::{ColTile, Edge, Schedule};
+use ir::kernel::{BufId, Expr, ExprId, Kernel, Stmt};
+use ir::prim::BinaryOp;
+use ir::{Dim, Var};
+
+/// The panels of a contraction's column operand: contiguous, one behind the other.
+pub struct Panel {
+    pub buf: BufId,
+    /// Offset of the operand's element.
+    offset: Dim,
+    /// Axes of the reduction with the elements between their steps.
+    steps: Vec<(Var, i64)>,
+    /// Elements of a panel: columns times steps of the reduction.
+    elems: i64,
+    cols: i64,
+}
+
+impl Panel {
+    /// Which panel it is depends on this axis of the domain.
+    pub fn uses(&self, v: Var) -> bool {
+        self.offset.uses_var(v)
+    }
+}
+
+/// The panels of a kernel in normal form whose columns are those of `cols`; `None` where it is no contraction
+/// or the operand lies in another order.
+pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
+    let size = i64::from(cols.size);
+    if cols.panel || cols.edge != Edge::Exact || !facts.extent(cols.axis)?.is_const(size) {
+        return None;
+    }
+    let mut reductions = k.stmts.iter().filter_map(|s| match s {
+        Stmt::Reduce { axes, value, .. } => Some((axes, *value)),
+        _ => None,
+    });
+    let (axes, value) = reductions.next().filter(|_| reductions.next().is_none())?;
+    let (Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y)) = k.get(value) else { return None };
+    let (buf, offset) = [*x, *y]
+        .into_iter()
+        .filter_map(|e| read(k, e))
+        .find(|(buf, offset)| k.buffers[buf.0 as usize].constant && offset.uses_var(cols.axis))?;
+    let coef = |v: Var| offset.affine_in(v).and_then(|(c, _)| c.as_const());
+    if coef(cols.axis) != Some(1) {
+        return None;
+    }
+    let mut steps = Vec::new();
+    for a in axes {
+        steps.push((a.var, coef(a.var)?, a.extent.as_const()?));
+    }
+    steps.sort_by_key(|s| s.1);
+    let mut elems = size;
+    for (_, coef, extent) in &steps {
+        if *coef != elems {
+            return None;
+        }
+        elems = elems.checked_mul(*extent)?;
+    }
+    let steps = steps.into_iter().map(|(v, coef, _)| (v, coef)).collect();
+    Some(Panel { buf, offset: offset.clone(), steps, elems, cols: size })
+}
+
+/// The unguarded read that a factor is, conversions aside, and its offset.
+fn read(k: &Kernel, e: ExprId) -> Option<(BufId, &Dim)> {
+    match k.get(e) {
+        Expr::Read { buf, index, guards, .. } if guards.is_empty() => Some((*buf, index.first()?)),
+        Expr::Convert(_, _, x) => read(k, *x),
+        _ => None,
+    }
+}
+
+/// Axes of the domain whose points share a panel, outermost loop first.
+pub fn inner_axes(k: &Kernel, s: &Schedule, panel: &Panel) -> Vec<Var> {
+    let outer = vars_of(&panel.offset);
+    let mut found: Vec<Var> = Vec::new();
+    for l in &s.loops {
+        let known = k.domain.iter().any(|a| a.var == l.axis);
+        if known && !outer.contains(&l.axis) && !found.contains(&l.axis) {
+            found.push(l.axis);
+        }
+    }
+    found
+}
+
+/// Where in the operand's memory the element lies that the current step asks for. `row`: the variable that
+/// holds the first row of the tile.
+pub fn place(k: &Kernel, s: &Schedule, panel: &Panel, row: Option<Var>, facts: &VarFacts) -> Dim {
+    let zero = |v: Var| (v, Dim::from(0));
+    let here: Vec<(Var, Dim)> =
+        panel.steps.iter().map(|x| zero(x.0)).chain(s.cols.iter().map(|c| zero(c.axis))).collect();
+    let start = substitute(&panel.offset, facts, &here) + Dim::from(panel.elems);
+    let mut tile = Dim::from(0);
+    for v in inner_axes(k, s, panel) {
+        let size = s.rows.filter(|r| r.axis == v).map_or(1, |r| i64::from(r.size));
+        let extent = facts.extent(v).cloned().unwrap_or_else(|| Dim::from(1));
+        let at = match row.filter(|_| size > 1) {
+            Some(base) => Dim::from(base).floor_div(&Dim::from(size), facts),
+            None => Dim::from(v),
+        };
+        tile = tile * extent.ceil_div(&Dim::from(size), facts) + at;
+    }
+    // what more tiles than needed would ask for lies behind the next panel
+    let ahead = i64::from(s.ahead).max(1);
+    let enough = panel.cols / ahead;
+    let tile = tile.min_with(&Dim::from(enough), facts);
+    let step = panel
+        .steps
+        .iter()
+        .fold(Dim::from(0), |sum, (v, coef)| sum + Dim::from(*v) * Dim::from(coef / panel.cols));
+    start + (tile * Dim::from(panel.elems / panel.cols) + step) * Dim::from(ahead)
+}

@@ -1,0 +1,119 @@
+//! What of a contraction's operands is near when it is needed: blocks of rows, and panels that are asked for
+//! ahead of their use.
+
+use super::Chooser;
+use crate::lower::ahead;
+use crate::schedule::Schedule;
+use crate::schedule::analyse::{Access, Step};
+use ir::{Dim, Var};
+
+/// Where the next panel of weights is asked for ahead of its use: tiles that share a panel, at least and at
+/// most (measured on Zen 3: 10 to 20 % less time with 9, nothing or worse from 30 on, where the prefetchers
+/// of the processor have time enough); the part of the second-level cache that the weights must be larger than.
+const AHEAD_TILES: (f64, f64) = (3.0, 20.0);
+const AHEAD_CACHE: i64 = 4;
+
+/// Bytes of the row operand of a contraction from which on it matters which thread wrote it.
+const SHARED_ROWS: f64 = 32e3;
+/// Part of the second-level cache that a block of rows may fill.
+const BLOCK: f64 = 0.65;
+
+impl Chooser<'_> {
+    /// Elements of the next panel for each step of the reduction, so that the tiles of one panel ask for all
+    /// of the next: not where tiles are too few or so many that a panel's latency does not show, nor where
+    /// all panels stay in the cache.
+    pub(super) fn ahead(&self, s: &Schedule) -> u32 {
+        let (Some(rows), Some(cols)) = (s.rows, s.cols) else { return 0 };
+        let Some(panel) = ahead::panel(self.a.k, &cols, &self.a.facts).filter(|_| !self.target.simt) else {
+            return 0;
+        };
+        // threads that share out rows see a part of each panel's tiles
+        if s.loops.first().is_some_and(|l| l.parallel && !panel.uses(l.axis)) {
+            return 0;
+        }
+        let buffer = &self.a.k.buffers[panel.buf.0 as usize];
+        let bytes = Dim::product(&buffer.shape).as_const().unwrap_or(0) * buffer.dtype.bytes() as i64;
+        let tiles: f64 = ahead::inner_axes(self.a.k, s, &panel)
+            .iter()
+            .map(|v| {
+                let step = if *v == rows.axis { f64::from(rows.size) } else { 1.0 };
+                (self.a.facts.likely(&self.a.extent(*v)) / step).ceil()
+            })
+            .product();
+        let width = f64::from(cols.size);
+        let pays = (AHEAD_TILES.0..=AHEAD_TILES.1).contains(&tiles);
+        if !pays || bytes * AHEAD_CACHE < self.target.l2_bytes as i64 {
+            return 0;
+        }
+        (width / tiles).ceil() as u32
+    }
+
+    /// The outermost loops of a contraction whose threads share out rows, with their steps; empty where they
+    /// share out columns.
+    ///
+    /// Rows, where these are more bytes than the columns: each thread then reads mostly what it wrote itself,
+    /// since elementwise and window kernels share out rows too; and a block of rows stays in its cache while
+    /// the columns pass by.
+    pub(super) fn shares(&self, order: &[Var], s: &Schedule) -> Vec<(Var, u32)> {
+        let threads = self.target.threads.max(1) as u32;
+        let parallel = self.contraction && self.parallel && threads > 1 && !self.target.simt;
+        let (true, Some((col, panel))) = (parallel, self.col) else { return Vec::new() };
+        let mut reductions = self.a.works.iter().filter(|w| w.reduce);
+        let (Some(w), None) = (reductions.next(), reductions.next()) else { return Vec::new() };
+        let domain = &self.a.k.domain;
+        let size = |v: Var| self.a.estimate(&self.a.extent(v));
+        let bytes = |x: &Access| -> f64 {
+            let used = domain.iter().chain(&w.axes).filter(|a| x.offset.uses_var(a.var));
+            let elems: f64 = used.map(|a| self.a.estimate(&a.extent)).product();
+            elems * self.a.k.buffers[x.buf.0 as usize].dtype.bytes() as f64
+        };
+        let (columns, rows): (Vec<&Access>, Vec<&Access>) =
+            w.accesses.iter().partition(|x| self.a.step(&x.offset, col, panel) != Step::Zero);
+        let most = |list: &[&Access]| list.iter().map(|x| bytes(x)).fold(0.0, f64::max);
+        let (row_bytes, column_bytes) = (most(&rows), most(&columns));
+        let of_rows: Vec<Var> =
+            order.iter().copied().filter(|v| *v != col && !self.columns_use(*v)).collect();
+        // of one row, its part of the result included
+        let count: f64 = of_rows.iter().map(|v| size(*v)).product();
+        let each = row_bytes / count.max(1.0) + f64::from(self.col_size) * self.a.compute_bytes() as f64;
+        let near = BLOCK * self.target.l2_bytes as f64 / each;
+        if row_bytes < SHARED_ROWS.max(column_bytes) {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        let mut inside = count;
+        for v in of_rows {
+            if !self.free.contains(&v) {
+                break;
+            }
+            inside /= size(v).max(1.0);
+            let step = s.rows.filter(|r| r.axis == v).map_or(1, |r| r.size);
+            let Some(n) = self.a.extent(v).as_const() else {
+                // a batch, most likely
+                found.push((v, step));
+                continue;
+            };
+            let tiles = (n as u32).div_ceil(step);
+            if n > 1 && tiles >= threads {
+                let near = near / (inside.max(1.0) * f64::from(step));
+                // enough blocks for threads to help one another out, and as many for each
+                let others = domain.iter().filter(|a| a.var != col && self.columns_use(a.var));
+                let panels = (size(col) / f64::from(self.col_size)).ceil();
+                let panels = others.fold(panels, |n, a| n * size(a.var));
+                let pieces = (8.0 / panels.max(1.0)).ceil() * f64::from(threads);
+                let block = (f64::from(tiles) / pieces).ceil().min(near.floor()).max(1.0) as u32;
+                let blocks = tiles.div_ceil(block).next_multiple_of(threads);
+                found.push((v, tiles.div_ceil(blocks) * step));
+                return found;
+            }
+        }
+        Vec::new()
+    }
+
+    /// The column operand of the contraction depends on this axis.
+    pub(super) fn columns_use(&self, v: Var) -> bool {
+        let Some((col, panel)) = self.col else { return false };
+        let reads = self.a.works.iter().filter(|w| w.reduce).flat_map(|w| &w.accesses);
+        reads.filter(|x| self.a.step(&x.offset, col, panel) != Step::Zero).any(|x| x.offset.uses_var(v))
+    }
+}
