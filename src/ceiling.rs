@@ -4,9 +4,10 @@
 use crate::driver::{self, CompileOptions, Error};
 use codegen::Backend;
 use ir::host::{Buffer, BufferId, Lowered, LoweredKernel, Place, Step, Variant};
-use ir::kernel::{Access, Kernel};
+use ir::kernel::{Access, Dot, Kernel};
 use ir::loops::{Func, Launch, Level, Mem, Ty, Val};
 use ir::loops_build::LoopBuilder;
+use ir::prim::ConvertMode;
 use ir::{DType, Dim, Layout, OriginId};
 use runtime::{Context, Model, Pool};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const L3_BYTES: usize = 32 << 20;
 const RUNS: usize = 9;
 /// Accumulators of the measuring loops: enough to hide the latency of an addition, and few enough for 16 registers.
 const CHAINS: i64 = 12;
+/// Rows and vectors of the tile of dot products: both operands are shared, as they are in a contraction.
+const DOT_TILE: (i64, i64) = (4, 2);
 /// Multiply-adds of each accumulator.
 const FMA_DEPTH: i64 = 20_000;
 
@@ -27,6 +30,9 @@ const FMA_DEPTH: i64 = 20_000;
 pub struct Ceiling {
     /// f32 multiply-adds, in GFLOP/s (an addition and a multiplication each).
     pub gflops: f64,
+    /// As `gflops`, for products of bytes and of bf16 ([`Dot`]): that of f32 where the machine has no better.
+    pub bytes_gops: f64,
+    pub bf16_gflops: f64,
     /// GB/s of reading what lies in the second-level caches, the last-level cache, main memory (huge pages).
     pub l2_gbs: f64,
     pub l3_gbs: f64,
@@ -47,6 +53,10 @@ impl Ceiling {
         let (l2_bytes, l3_bytes) = (target.l2_bytes * target.threads, last_level_bytes());
         let mut p = Probe::new(&*backend);
         let peak = p.kernel("fma_peak", p.fma(threads * 4));
+        let mut words = Vec::new();
+        for dot in Dot::ALL.into_iter().filter(|d| target.words(*d).is_some()) {
+            words.push((dot, p.kernel(dot.name(), p.dot(dot, threads * 4))));
+        }
         let mut levels = Vec::new();
         for (bytes, pieces, repeats) in
             [(DRAM_BYTES, 64, 1), (l3_bytes as i64 / 4, threads, 8), (l2_bytes as i64 / 4, threads, 64)]
@@ -58,11 +68,20 @@ impl Ceiling {
             levels.push((p.kernel("read", p.read(bytes / pieces, pieces, repeats)), bytes * repeats));
         }
         let flops = 2 * FMA_DEPTH * CHAINS * p.lanes * threads * 4;
+        let lanes = p.lanes;
         let best = p.run(&*backend, options)?;
         let rate = |kernel: usize, work: i64| work as f64 / best[kernel].max(1) as f64;
         let read = |i: usize| rate(levels[i].0, levels[i].1);
+        let gflops = rate(peak, flops);
+        let of = |dot: Dot| {
+            let kernel = words.iter().find(|w| w.0 == dot).map(|w| w.1);
+            let products = FMA_DEPTH * DOT_TILE.0 * DOT_TILE.1 * dot.parts() as i64 * lanes * threads * 4;
+            kernel.map_or(gflops, |k| rate(k, 2 * products))
+        };
         Ok(Ceiling {
-            gflops: rate(peak, flops),
+            gflops,
+            bytes_gops: of(Dot::Bytes),
+            bf16_gflops: of(Dot::Bf16),
             dram_gbs: read(0),
             l3_gbs: read(1).max(read(0)),
             l2_gbs: read(2).max(read(1)).max(read(0)),
@@ -81,11 +100,16 @@ impl Ceiling {
     }
 
     /// Nanoseconds that `flops` and the traffic of (bytes, resident bytes) need at least, one hidden behind
-    /// the other.
-    pub fn nanos(&self, flops: f64, traffic: &[(usize, usize)]) -> f64 {
+    /// the other. `dot`: the operations are products of such parts.
+    pub fn nanos(&self, flops: f64, dot: Option<Dot>, traffic: &[(usize, usize)]) -> f64 {
         let memory: f64 =
             traffic.iter().map(|&(bytes, resident)| bytes as f64 / self.bandwidth(resident)).sum();
-        memory.max(flops / self.gflops)
+        let peak = match dot {
+            None => self.gflops,
+            Some(Dot::Bytes) => self.bytes_gops,
+            Some(Dot::Bf16) => self.bf16_gflops,
+        };
+        memory.max(flops / peak)
     }
 }
 
@@ -176,6 +200,36 @@ impl Probe {
         })
     }
 
+    /// As [`Self::fma`], of dot products of words in tiles of [`DOT_TILE`].
+    fn dot(&self, dot: Dot, pieces: i64) -> Func {
+        function(dot.name(), pieces, |b, _, result, piece| {
+            let lanes = self.lanes as u32;
+            let ty = Ty::vector(DType::I32, lanes);
+            let words = |b: &mut LoopBuilder, first: i64| {
+                let (iota, first) = (b.iota(ty, true), b.int(ty, first.into()));
+                b.add(iota, first)
+            };
+            let columns: Vec<Val> = (0..DOT_TILE.1).map(|c| words(b, c)).collect();
+            let (lo, hi) = (b.index(0), b.index(FMA_DEPTH));
+            let zero = b.zero(Ty::vector(dot.dtype(), lanes));
+            let inits = vec![zero; (DOT_TILE.0 * DOT_TILE.1) as usize];
+            let sums = b.for_(lo, hi, 1, &inits, |b, i, sums| {
+                // rows that are others in each iteration, as in a contraction
+                let i = b.convert(DType::I32, ConvertMode::Plain, i);
+                let i = b.splat(i, 1, lanes);
+                let mut next = Vec::new();
+                for (row, sums) in sums.chunks(columns.len()).enumerate() {
+                    let x = words(b, row as i64);
+                    let x = b.add(x, i);
+                    next.extend(columns.iter().zip(sums).map(|(w, s)| b.tile_op(dot.tile_op(), *s, x, *w)));
+                }
+                next
+            });
+            let sums: Vec<Val> = sums.iter().map(|s| b.convert(DType::F32, ConvertMode::Plain, *s)).collect();
+            self.store(b, result, piece, &sums);
+        })
+    }
+
     /// Writes `pieces` stretches of `bytes`.
     fn fill(&self, bytes: i64, pieces: i64) -> Func {
         function("fill", pieces, |b, memory, _, piece| {
@@ -254,7 +308,10 @@ mod tests {
         assert!(c.l2_gbs >= c.l3_gbs && c.l3_gbs >= c.dram_gbs && c.dram_gbs > 0.1, "{c:?}");
         assert_eq!(c.bandwidth(1), c.l2_gbs);
         assert_eq!(c.bandwidth(1 << 40), c.dram_gbs);
-        assert!(c.nanos(c.gflops * 1e3, &[]) - 1e3 < 1e-6);
-        assert!(c.nanos(0.0, &[(1 << 30, 1 << 40), (1 << 20, 1)]) > c.nanos(0.0, &[(1 << 30, 1 << 40)]));
+        assert!(c.bytes_gops > 0.5 * c.gflops && c.bf16_gflops > 0.5 * c.gflops, "{c:?}");
+        assert!(c.nanos(c.gflops * 1e3, None, &[]) - 1e3 < 1e-6);
+        assert!(c.nanos(c.bytes_gops * 1e3, Some(Dot::Bytes), &[]) - 1e3 < 1e-6);
+        let slow = [(1 << 30, 1 << 40)];
+        assert!(c.nanos(0.0, None, &[slow[0], (1 << 20, 1)]) > c.nanos(0.0, None, &slow));
     }
 }

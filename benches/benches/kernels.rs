@@ -48,7 +48,7 @@ fn bench(c: &mut Criterion, ceilings: &[(&str, Ceiling)], name: &str, work: Work
             });
         });
         if best < Duration::MAX {
-            let least = ceiling.nanos(work.flops as f64, &[(work.bytes as usize, work.bytes as usize)]);
+            let least = ceiling.nanos(work.flops as f64, None, &[(work.bytes as usize, work.bytes as usize)]);
             let share = 100.0 * least / best.as_nanos().max(1) as f64;
             println!("{name}/{backend}: {share:.0}% of the ceiling at best");
         }

@@ -4,6 +4,7 @@ use crate::ceiling::Ceiling;
 use crate::compiled::Compiled;
 use crate::driver::{CompileOptions, Error};
 use format::Place;
+use ir::kernel::Dot;
 use runtime::{Context, InputView};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -77,13 +78,22 @@ impl Profile {
                 let end_us = began.elapsed().as_secs_f64() * 1e6;
                 let kernel = e.kernel.and_then(|k| program.kernels.get(k));
                 let (mut constant, mut other) = (0, 0);
+                let mut dot = None;
                 let mut seen: Vec<usize> = Vec::with_capacity(e.args.len());
                 for &b in e.args.iter().filter(|b| e.kernel.is_some() && **b < program.buffers.len()) {
                     if !seen.contains(&b) {
                         seen.push(b);
                         let bytes = e.len(b);
                         match program.buffers[b].place {
-                            Place::Const(_) | Place::Init => constant += bytes,
+                            Place::Const(_) | Place::Init => {
+                                constant += bytes;
+                                // weights tell what products are of
+                                dot = dot.or(match program.buffers[b].elem.name {
+                                    "i8" => Some(Dot::Bytes),
+                                    "bf16" => Some(Dot::Bf16),
+                                    _ => None,
+                                });
+                            }
                             _ => other += bytes,
                         }
                     }
@@ -115,7 +125,7 @@ impl Profile {
                 row.flops += flops as f64 * part;
                 row.bytes += (constant + other) as f64 * part;
                 let traffic = [(constant, weights.max(constant)), (other, constant + other)];
-                row.least_nanos += ceiling.nanos(flops as f64, &traffic) * part;
+                row.least_nanos += ceiling.nanos(flops as f64, dot, &traffic) * part;
                 let begin_us = end_us - e.nanos as f64 / 1e3;
                 calls.push(Call {
                     kernel: name,
@@ -144,8 +154,9 @@ impl Profile {
         // writing to a String cannot fail
         let _ = writeln!(
             s,
-            "\nceilings: {:.0} GFLOP/s (f32 multiply-add), reading {:.0} GB/s from L2, {:.0} from L3, {:.1} from memory",
-            c.gflops, c.l2_gbs, c.l3_gbs, c.dram_gbs
+            "\nceilings: {:.0} GFLOP/s (f32 multiply-add), {:.0} (bytes), {:.0} (bf16), reading {:.0} GB/s from L2, {:.0} \
+             from L3, {:.1} from memory",
+            c.gflops, c.bytes_gops, c.bf16_gflops, c.l2_gbs, c.l3_gbs, c.dram_gbs
         );
         let _ = writeln!(
             s,
@@ -194,7 +205,7 @@ impl Profile {
             .collect();
         serde_json::json!({
             "ceiling": {
-                "gflops": c.gflops, "l2_gbs": c.l2_gbs, "l3_gbs": c.l3_gbs, "dram_gbs": c.dram_gbs,
+                "gflops": c.gflops, "bytes_gops": c.bytes_gops, "bf16_gflops": c.bf16_gflops, "l2_gbs": c.l2_gbs, "l3_gbs": c.l3_gbs, "dram_gbs": c.dram_gbs,
             },
             "run_us": self.run_nanos / 1e3,
             "kernels": rows,
