@@ -1,14 +1,25 @@
-//! Functions and statements: entry, loops, branches, checks.
+//! Functions: entry, registers of values.
 
+use super::flow::Accesses;
 use super::isa::{Binary, Class, Compare, Entry, Inst as PtxInst, Op, Operand, Reg, Special, Type};
+use super::range::Range;
 use super::{LANES, WARPS_PER_BLOCK};
 use crate::Fault;
 use crate::entry::{IntEmit, check_entry, local_offsets, sym_param};
 use crate::error::Emit;
 use ir::dtype::Scalar;
-use ir::loops::{Block, Func, Inst, Mem, Stmt, Ty, Val};
+use ir::loops::{Func, Mem, Ty, Val};
 use ir::{DType, Sym};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+
+/// What one block has computed besides its values.
+#[derive(Default)]
+pub(super) struct Scope {
+    /// Addresses: region, index, whether of the lane's own element.
+    pub addresses: HashMap<(Mem, Val, bool), Reg>,
+    /// 64-bit registers of values that are held in 32 bits.
+    wide: HashMap<Val, Reg>,
+}
 
 /// Emission of one function.
 pub(super) struct Emitter<'a> {
@@ -19,21 +30,24 @@ pub(super) struct Emitter<'a> {
     labels: u32,
     vals: Vec<Option<Reg>>,
     /// Constants are immediate operands.
-    constants: HashMap<Val, Scalar>,
+    pub constants: HashMap<Val, Scalar>,
     /// Base address of each region: as it is, and moved to the lane's own element.
     pub bases: HashMap<Mem, (Reg, Option<Reg>)>,
-    /// Addresses computed in the enclosing blocks: region, index, whether of the lane's own element.
-    pub addresses: Vec<HashMap<(Mem, Val, bool), Reg>>,
-    /// Regions that are both read and written.
-    pub shared: HashSet<Mem>,
+    /// What the enclosing blocks have computed, outermost first.
+    pub scopes: Vec<Scope>,
+    /// Bounds of i64 values.
+    pub ranges: HashMap<Val, Range>,
+    pub accesses: Accesses,
+    /// Of numbers of valid columns, the lanes that are below them.
+    pub below: HashMap<Val, Reg>,
     syms: Vec<Reg>,
-    status: Reg,
+    pub status: Reg,
     /// Lane number, and whether it is 0.
     pub lane: Reg,
     pub first_lane: Reg,
-    /// Number of this warp and of all warps, 64 bits.
-    warp: Reg,
-    warps: Reg,
+    /// Number of this warp and of all warps, 32 bits.
+    pub warp: Reg,
+    pub warps: Reg,
 }
 
 /// The kernel of `func`.
@@ -48,8 +62,10 @@ pub(super) fn emit(func: &Func) -> Emit<Entry> {
         vals: vec![None; func.types.len()],
         constants: HashMap::new(),
         bases: HashMap::new(),
-        addresses: vec![HashMap::new()],
-        shared: shared(func),
+        scopes: vec![Scope::default()],
+        ranges: HashMap::new(),
+        accesses: Accesses::of(func),
+        below: HashMap::new(),
         syms: Vec::new(),
         status: none,
         lane: none,
@@ -61,33 +77,6 @@ pub(super) fn emit(func: &Func) -> Emit<Entry> {
     e.stmts(&func.body.stmts)?;
     e.push(Op::Ret);
     Ok(Entry { name: func.name.clone(), params, threads_per_block: LANES * WARPS_PER_BLOCK, body: e.body })
-}
-
-/// Regions that the function both reads and writes.
-fn shared(func: &Func) -> HashSet<Mem> {
-    fn walk(block: &Block, reads: &mut HashSet<Mem>, writes: &mut HashSet<Mem>) {
-        for stmt in &block.stmts {
-            match stmt {
-                Stmt::Let { inst: Inst::Load(addr), .. } => {
-                    reads.insert(addr.mem);
-                }
-                Stmt::Let { inst: Inst::Gather { mem, .. }, .. } => {
-                    reads.insert(*mem);
-                }
-                Stmt::Store { addr, .. } => {
-                    writes.insert(addr.mem);
-                }
-                Stmt::Scatter { mem, .. } => {
-                    writes.insert(*mem);
-                }
-                _ => {}
-            }
-            stmt.blocks().into_iter().for_each(|b| walk(b, reads, writes));
-        }
-    }
-    let (mut reads, mut writes) = (HashSet::new(), HashSet::new());
-    walk(&func.body, &mut reads, &mut writes);
-    reads.intersection(&writes).copied().collect()
 }
 
 /// Class of the registers of a value type.
@@ -141,7 +130,7 @@ impl Emitter<'_> {
         self.counts[class as usize] += 1;
         Reg { class, id }
     }
-    fn label(&mut self) -> u32 {
+    pub fn label(&mut self) -> u32 {
         self.labels += 1;
         self.labels - 1
     }
@@ -191,7 +180,7 @@ impl Emitter<'_> {
             let scratch = self.global_address(scratch);
             let bytes = self.dim(&bytes)?;
             let own = self.fresh(Class::B64);
-            let (a, b) = (self.warp.into(), bytes.into());
+            let (a, b) = (self.widen(self.warp).into(), bytes.into());
             self.push(Op::MulAdd { ty: Type::S64, d: own, a, b, c: scratch.into() });
             for (i, offset) in offsets.iter().enumerate() {
                 let offset = self.dim(offset)?;
@@ -211,19 +200,20 @@ impl Emitter<'_> {
 
     /// Numbers of this warp and of all warps of the grid.
     fn number_warps(&mut self) {
-        let special = |e: &mut Self, s: Special| {
-            let r = e.mov(Class::B32, Operand::Special(s));
-            let wide = e.fresh(Class::B64);
-            e.push(Op::Cvt { round: None, to: Type::U64, from: Type::U32, d: wide, a: r.into() });
-            wide
-        };
+        let special = |e: &mut Self, s: Special| e.mov(Class::B32, Operand::Special(s));
         let (tid, block) = (special(self, Special::Tid), special(self, Special::Ctaid));
         let blocks = special(self, Special::Nctaid);
         let per_block = Operand::Int(WARPS_PER_BLOCK.into());
-        let own = self.binary(Binary::Shr, Type::U64, Class::B64, tid, Operand::Int(LANES.ilog2().into()));
-        self.warp = self.fresh(Class::B64);
-        self.push(Op::MulAdd { ty: Type::S64, d: self.warp, a: block.into(), b: per_block, c: own.into() });
-        self.warps = self.binary(Binary::Mul, Type::S64, Class::B64, blocks, per_block);
+        let own = self.binary(Binary::Shr, Type::U32, Class::B32, tid, Operand::Int(LANES.ilog2().into()));
+        self.warp = self.fresh(Class::B32);
+        self.push(Op::MulAdd { ty: Type::S32, d: self.warp, a: block.into(), b: per_block, c: own.into() });
+        self.warps = self.binary(Binary::Mul, Type::S32, Class::B32, blocks, per_block);
+    }
+
+    pub fn widen(&mut self, narrow: Reg) -> Reg {
+        let d = self.fresh(Class::B64);
+        self.push(Op::Cvt { round: None, to: Type::S64, from: Type::S32, d, a: narrow.into() });
+        d
     }
 
     // ---- values -----------------------------------------------------------------------------
@@ -242,10 +232,25 @@ impl Emitter<'_> {
         }
     }
 
-    /// A value in a register.
+    /// The register that a value has, of 32 bits where those are enough.
+    pub fn held(&self, v: Val) -> Option<Reg> {
+        self.vals.get(v.0 as usize).copied().flatten()
+    }
+
+    /// A value in a register of its own type.
     pub fn reg(&mut self, v: Val) -> Emit<Reg> {
-        if let Some(r) = self.vals.get(v.0 as usize).copied().flatten() {
-            return Ok(r);
+        if let Some(r) = self.held(v) {
+            if r.class == class(self.ty(v)?.dtype)? {
+                return Ok(r);
+            }
+            if let Some(wide) = self.scopes.iter().rev().find_map(|s| s.wide.get(&v)) {
+                return Ok(*wide);
+            }
+            let wide = self.widen(r);
+            if let Some(here) = self.scopes.last_mut() {
+                here.wide.insert(v, wide);
+            }
+            return Ok(wide);
         }
         let Some(x) = self.constants.get(&v).copied() else {
             return Err(Fault::invalid(format!("value {} is used before it is defined", v.0)));
@@ -260,12 +265,24 @@ impl Emitter<'_> {
         Ok(self.mov(class(dtype)?, immediate(dtype, x)?))
     }
 
+    pub fn is_scalar(&self, v: Val) -> bool {
+        self.ty(v).is_ok_and(Ty::is_scalar)
+    }
+
     /// The register of a scalar.
     pub fn scalar(&mut self, v: Val) -> Emit<Reg> {
         if !self.ty(v)?.is_scalar() {
             return Err(Fault::invalid(format!("value {} is no scalar", v.0)));
         }
         self.reg(v)
+    }
+
+    /// A scalar as an operand.
+    pub fn scalar_operand(&mut self, v: Val) -> Emit<Operand> {
+        if !self.ty(v)?.is_scalar() {
+            return Err(Fault::invalid(format!("value {} is no scalar", v.0)));
+        }
+        self.operand(v)
     }
 
     /// The number that a value is known to be.
@@ -281,195 +298,15 @@ impl Emitter<'_> {
         value.ok_or_else(|| Fault::invalid(format!("symbol parameter {i} does not exist")))
     }
 
-    fn set(&mut self, v: Val, r: Reg) -> Emit<()> {
+    pub fn set(&mut self, v: Val, r: Reg) -> Emit<()> {
         let ty = self.ty(v)?;
-        if ty.rows != 1 || !(ty.cols == 1 || ty.cols == LANES) || class(ty.dtype)? != r.class {
+        let narrow = ty.dtype == DType::I64 && r.class == Class::B32;
+        let fits = narrow || class(ty.dtype)? == r.class;
+        if ty.rows != 1 || !(ty.cols == 1 || ty.cols == LANES) || !fits {
             return Err(Fault::invalid(format!("value {} of {} x {} {}", v.0, ty.rows, ty.cols, ty.dtype)));
         }
         self.vals[v.0 as usize] = Some(r);
         Ok(())
-    }
-
-    // ---- statements -------------------------------------------------------------------------
-
-    fn stmts(&mut self, stmts: &[Stmt]) -> Emit<()> {
-        stmts.iter().try_for_each(|s| self.stmt(s))
-    }
-
-    /// The statements of a block; addresses that they compute are not known behind it.
-    fn block(&mut self, block: &Block) -> Emit<()> {
-        self.addresses.push(HashMap::new());
-        let done = self.stmts(&block.stmts);
-        self.addresses.pop();
-        done
-    }
-
-    fn stmt(&mut self, stmt: &Stmt) -> Emit<()> {
-        match stmt {
-            Stmt::Let { val, inst: Inst::Const(x) } => {
-                self.constants.insert(*val, *x);
-                Ok(())
-            }
-            Stmt::Let { val, inst: Inst::Splat(v) } if self.known(*v).is_some() => {
-                let known = self.known(*v);
-                self.constants.extend(known.map(|x| (*val, x)));
-                Ok(())
-            }
-            Stmt::Let { val, inst } => {
-                let r = self.inst(*val, inst)?;
-                self.set(*val, r)
-            }
-            Stmt::For { var, hi, body, parallel: Some(_), .. } => {
-                let range = (self.warp, self.scalar(*hi)?, self.warps.into());
-                self.for_loop(*var, range, &[], &[], body)
-            }
-            Stmt::For { var, lo, hi, step, carries, results, body, parallel: None } => {
-                let range = (self.scalar(*lo)?, self.scalar(*hi)?, Operand::Int(*step));
-                if *step <= 0 {
-                    return Err(Fault::invalid("a loop that does not count up"));
-                }
-                self.for_loop(*var, range, carries, results, body)
-            }
-            Stmt::While { carries, results, cond, body } => self.while_loop(carries, results, cond, body),
-            Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
-            Stmt::Store { addr, value } => self.store(addr, *value),
-            Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
-            // other warps hide latency
-            Stmt::Prefetch { .. } => Ok(()),
-            Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes between warps")),
-            Stmt::Check { ok, origin, value, limit } => {
-                let (ok, value, limit) = (self.scalar(*ok)?, self.scalar(*value)?, self.scalar(*limit)?);
-                self.check(ok, 1 + i64::from(origin.0), value, limit);
-                Ok(())
-            }
-        }
-    }
-
-    /// Registers of their own for carried values, with what they hold at first.
-    fn carry(&mut self, carries: &[(Val, Val)]) -> Emit<Vec<Reg>> {
-        let mut regs = Vec::with_capacity(carries.len());
-        for (_, init) in carries {
-            let init = self.reg(*init)?;
-            regs.push(self.mov(init.class, init.into()));
-        }
-        for ((inside, _), r) in carries.iter().zip(&regs) {
-            self.set(*inside, *r)?;
-        }
-        Ok(regs)
-    }
-
-    /// Gives the carried registers their next values, all at once.
-    fn assign(&mut self, regs: &[Reg], yields: &[Val]) -> Emit<()> {
-        if regs.len() != yields.len() {
-            return Err(Fault::invalid("a block yields other values than are carried"));
-        }
-        let mut next = Vec::with_capacity(regs.len());
-        for (r, y) in regs.iter().zip(yields) {
-            let y = self.reg(*y)?;
-            // one carried register may be the next value of another
-            let overwritten = y != *r && regs.contains(&y);
-            next.push(if overwritten { self.mov(y.class, y.into()) } else { y });
-        }
-        for (d, a) in regs.iter().zip(next) {
-            if *d != a {
-                self.push(Op::Mov { ty: untyped(d.class), d: *d, a: a.into() });
-            }
-        }
-        Ok(())
-    }
-
-    fn define(&mut self, results: &[Val], regs: &[Reg]) -> Emit<()> {
-        if results.len() != regs.len() {
-            return Err(Fault::invalid("results that do not fit the carried values"));
-        }
-        results.iter().zip(regs).try_for_each(|(v, r)| self.set(*v, *r))
-    }
-
-    fn for_loop(
-        &mut self,
-        var: Val,
-        (lo, hi, step): (Reg, Reg, Operand),
-        carries: &[(Val, Val)],
-        results: &[Val],
-        body: &Block,
-    ) -> Emit<()> {
-        let regs = self.carry(carries)?;
-        let counter = self.mov(Class::B64, lo.into());
-        let (head, exit) = (self.label(), self.label());
-        // entered only if there is an iteration, so that the test sits at the end of the body
-        let enters = self.setp(Compare::Lt, Type::S64, counter, hi.into());
-        self.push_if(enters, false, Op::Bra(exit));
-        self.push(Op::Label(head));
-        self.set(var, counter)?;
-        self.block(body)?;
-        self.assign(&regs, &body.yields)?;
-        let (ty, a) = (Type::S64, counter.into());
-        self.push(Op::Binary { op: Binary::Add, ty, d: counter, a, b: step });
-        let more = self.setp(Compare::Lt, Type::S64, counter, hi.into());
-        self.push_if(more, true, Op::Bra(head));
-        self.push(Op::Label(exit));
-        self.define(results, &regs)
-    }
-
-    fn while_loop(
-        &mut self,
-        carries: &[(Val, Val)],
-        results: &[Val],
-        cond: &Block,
-        body: &Block,
-    ) -> Emit<()> {
-        let [test] = cond.yields.as_slice() else {
-            return Err(Fault::invalid("the condition of a while loop yields one value"));
-        };
-        let regs = self.carry(carries)?;
-        let (head, exit) = (self.label(), self.label());
-        self.push(Op::Label(head));
-        self.addresses.push(HashMap::new());
-        self.stmts(&cond.stmts)?;
-        let test = self.scalar(*test)?;
-        self.push_if(test, false, Op::Bra(exit));
-        self.block(body)?;
-        self.addresses.pop();
-        self.assign(&regs, &body.yields)?;
-        self.push(Op::Bra(head));
-        self.push(Op::Label(exit));
-        self.define(results, &regs)
-    }
-
-    fn branch(&mut self, cond: Val, then: &Block, other: &Block, results: &[Val]) -> Emit<()> {
-        if then.yields.len() != results.len() || other.yields.len() != results.len() {
-            return Err(Fault::invalid("the blocks of a branch yield other than its results"));
-        }
-        let cond = self.scalar(cond)?;
-        let mut regs = Vec::with_capacity(results.len());
-        for v in results {
-            let class = class(self.ty(*v)?.dtype)?;
-            regs.push(self.fresh(class));
-        }
-        let (no, exit) = (self.label(), self.label());
-        self.push_if(cond, false, Op::Bra(no));
-        self.block(then)?;
-        self.assign(&regs, &then.yields)?;
-        self.push(Op::Bra(exit));
-        self.push(Op::Label(no));
-        self.block(other)?;
-        self.assign(&regs, &other.yields)?;
-        self.push(Op::Label(exit));
-        self.define(results, &regs)
-    }
-
-    /// The first error of any warp claims the status word and then fills in the rest.
-    fn check(&mut self, ok: Reg, flag: i64, value: Reg, limit: Reg) {
-        let fine = self.label();
-        self.push_if(ok, true, Op::Bra(fine));
-        let old = self.mov(Class::B64, Operand::Int(-1));
-        let (base, compare, swap) = (self.status, Operand::Int(0), Operand::Int(flag));
-        self.push_if(self.first_lane, true, Op::Cas { d: old, base, compare, swap });
-        let first = self.setp(Compare::Eq, Type::S64, old, Operand::Int(0));
-        for (offset, a) in [(8, value), (16, limit)] {
-            self.push_if(first, true, Op::St { ty: Type::B64, base, offset, a: a.into() });
-        }
-        self.push(Op::Label(fine));
     }
 }
 

@@ -194,6 +194,11 @@ impl Emitter<'_> {
         if dtype == DType::Bool {
             return Err(Fault::invalid("a comparison of bools"));
         }
+        if dtype == DType::I64
+            && let Some(p) = self.narrow_compare(op, a, b)
+        {
+            return Ok(p);
+        }
         let op = match op {
             CmpOp::Eq => Compare::Eq,
             CmpOp::Ne if dtype.is_float() => Compare::Neu,
@@ -286,7 +291,7 @@ impl Emitter<'_> {
     }
 
     /// What a lane holds, in every lane.
-    fn broadcast_lane(&mut self, v: Reg, lane: Operand) -> Reg {
+    pub fn broadcast_lane(&mut self, v: Reg, lane: Operand) -> Reg {
         self.exchange(v, &mut |e, a| {
             let d = e.fresh(Class::B32);
             e.push(Op::ShflIdx { d, a, lane });

@@ -196,6 +196,13 @@ pub enum Op {
         b: Operand,
         c: Operand,
     },
+    /// The whole product of 32-bit numbers, plus the 64-bit `c`.
+    MadWide {
+        d: Reg,
+        a: Operand,
+        b: Operand,
+        c: Operand,
+    },
     Cvt {
         round: Option<Round>,
         to: Type,
@@ -414,6 +421,7 @@ impl Display for Op {
                 let name = if ty.is_float() { "fma.rn" } else { "mad.lo" };
                 write!(f, "{name}.{} {d}, {a}, {b}, {c};", ty.name())
             }
+            Op::MadWide { d, a, b, c } => write!(f, "mad.wide.s32 {d}, {a}, {b}, {c};"),
             Op::Cvt { round, to, from, d, a } => {
                 let round = round.map_or(String::new(), |r| format!(".{}", r.name()));
                 write!(f, "cvt{round}.{}.{} {d}, {a};", to.name(), from.name())
@@ -471,6 +479,7 @@ impl Op {
             | Op::Unary { d, .. }
             | Op::Binary { d, .. }
             | Op::MulAdd { d, .. }
+            | Op::MadWide { d, .. }
             | Op::Cvt { d, .. }
             | Op::Setp { d, .. }
             | Op::Selp { d, .. }

@@ -34,18 +34,12 @@ impl Emitter<'_> {
 
     /// Base addresses moved to the lane's own element, once for all accesses of vectors.
     pub fn lane_bases(&mut self) -> Emit<()> {
-        let mut wide = None;
         let mut mems: Vec<Mem> = self.bases.keys().copied().collect();
         mems.sort_unstable();
         for mem in mems {
             let size = self.stored(mem)?.bytes() as i64;
-            let lane = *wide.get_or_insert_with(|| {
-                let d = self.fresh(Class::B64);
-                self.push(Op::Cvt { round: None, to: Type::U64, from: Type::U32, d, a: self.lane.into() });
-                d
-            });
             let Some((base, _)) = self.bases.get(&mem).copied() else { continue };
-            let d = self.element(base, lane.into(), size);
+            let d = self.element_narrow(base, self.lane.into(), size);
             self.bases.insert(mem, (base, Some(d)));
         }
         Ok(())
@@ -55,6 +49,13 @@ impl Emitter<'_> {
     fn element(&mut self, base: Reg, index: Operand, size: i64) -> Reg {
         let d = self.fresh(Class::B64);
         self.push(Op::MulAdd { ty: Type::S64, d, a: index, b: Operand::Int(size), c: base.into() });
+        d
+    }
+
+    /// As [`Emitter::element`], of an index of 32 bits.
+    fn element_narrow(&mut self, base: Reg, index: Operand, size: i64) -> Reg {
+        let d = self.fresh(Class::B64);
+        self.push(Op::MadWide { d, a: index, b: Operand::Int(size), c: base.into() });
         d
     }
 
@@ -71,14 +72,19 @@ impl Emitter<'_> {
             Some(i) => bytes = i.checked_mul(size).and_then(|i| i.checked_add(bytes)).ok_or_else(far)?,
             None => {
                 let key = (mem, index, vector);
-                let known = self.addresses.iter().rev().find_map(|a| a.get(&key)).copied();
+                let known = self.scopes.iter().rev().find_map(|s| s.addresses.get(&key)).copied();
                 base = match known {
                     Some(r) => r,
                     None => {
-                        let index = self.scalar(index)?;
-                        let r = self.element(start, index.into(), size);
-                        if let Some(here) = self.addresses.last_mut() {
-                            here.insert(key, r);
+                        let r = match self.narrow(index).filter(|_| self.is_scalar(index)) {
+                            Some(narrow) => self.element_narrow(start, narrow, size),
+                            None => {
+                                let index = self.scalar(index)?;
+                                self.element(start, index.into(), size)
+                            }
+                        };
+                        if let Some(here) = self.scopes.last_mut() {
+                            here.addresses.insert(key, r);
                         }
                         r
                     }
@@ -106,13 +112,24 @@ impl Emitter<'_> {
             }
             None => {}
         }
-        let valid = self.scalar(valid)?;
+        if let Some(p) = self.below.get(&valid).filter(|_| !ty.is_scalar()) {
+            return Ok(Lanes::Where(*p));
+        }
+        let count = self.scalar(valid)?;
         if ty.is_scalar() {
-            return Ok(Lanes::Where(self.setp(Compare::Gt, Type::S64, valid, Operand::Int(0))));
+            return Ok(Lanes::Where(self.setp(Compare::Gt, Type::S64, count, Operand::Int(0))));
+        }
+        Ok(Lanes::Where(self.lanes_below(count)))
+    }
+
+    /// The lanes below `count`, a number of at most as many as there are.
+    pub fn lanes_below(&mut self, count: Reg) -> Reg {
+        if count.class == Class::B32 {
+            return self.setp(Compare::Lt, Type::U32, self.lane, count.into());
         }
         let n = self.fresh(Class::B32);
-        self.push(Op::Cvt { round: None, to: Type::U32, from: Type::U64, d: n, a: valid.into() });
-        Ok(Lanes::Where(self.setp(Compare::Lt, Type::U32, self.lane, n.into())))
+        self.push(Op::Cvt { round: None, to: Type::U32, from: Type::U64, d: n, a: count.into() });
+        self.setp(Compare::Lt, Type::U32, self.lane, n.into())
     }
 
     fn push_lanes(&mut self, lanes: Lanes, op: Op) {
@@ -125,9 +142,19 @@ impl Emitter<'_> {
 
     /// Lanes meet around a write to a region that is also read.
     fn meet(&mut self, mem: Mem) {
-        if self.shared.contains(&mem) {
+        if self.accesses.shared(mem) {
             self.push(Op::WarpSync);
         }
+    }
+
+    /// One lane writes what all lanes may have read: where an operand is computed in place, its memory has two names.
+    fn meet_before_one(&mut self, mem: Mem) -> Emit<()> {
+        let size = self.stored(mem)?.bytes();
+        let in_place = matches!(mem, Mem::Buf(_)) && self.accesses.reads_elements_of(size);
+        if in_place && !self.accesses.shared(mem) {
+            self.push(Op::WarpSync);
+        }
+        Ok(())
     }
 
     // ---- reading ----------------------------------------------------------------------------
@@ -158,8 +185,14 @@ impl Emitter<'_> {
         let (base, _) =
             self.bases.get(&mem).copied().ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
         let size = self.stored(mem)?.bytes() as i64;
-        let index = self.reg(index)?;
-        Ok(Place { base: self.element(base, index.into(), size), offset: 0 })
+        let base = match self.narrow(index) {
+            Some(narrow) => self.element_narrow(base, narrow, size),
+            None => {
+                let index = self.reg(index)?;
+                self.element(base, index.into(), size)
+            }
+        };
+        Ok(Place { base, offset: 0 })
     }
 
     /// Reads an element into each lane, 0 in those that do not take part.
@@ -202,6 +235,7 @@ impl Emitter<'_> {
         let mut lanes = self.first(ty, addr.cols_valid)?;
         if ty.is_scalar() {
             lanes = self.only_first(lanes);
+            self.meet_before_one(addr.mem)?;
         }
         let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
         self.write(ty, addr.mem, at, lanes, value)
@@ -228,6 +262,7 @@ impl Emitter<'_> {
         };
         if ty.is_scalar() {
             lanes = self.only_first(lanes);
+            self.meet_before_one(mem)?;
         } else if !self.ty(index)?.is_scalar() {
             lanes = self.last_of_equals(index, lanes)?;
         } else {
@@ -297,26 +332,19 @@ impl Emitter<'_> {
 
 /// How an element lies in memory, where a register of this type holds it.
 fn memory_type(stored: DType, register: DType) -> Emit<Type> {
-    let same = stored == register || stored.bytes() == 4 && stored.is_int() && register.bytes() == 4;
+    let small = register.is_int() && register.bytes() == 4;
     Ok(match (stored.bytes(), stored.is_signed_int()) {
-        (8, _) if same => {
-            if stored == DType::F64 {
-                Type::F64
-            } else {
-                Type::B64
-            }
-        }
-        (4, _) if same => {
-            if stored == DType::F32 {
-                Type::F32
-            } else {
-                Type::B32
-            }
-        }
+        // the bits are the same, whatever they mean
+        (size @ (4 | 8), _) if size == register.bytes() => match register {
+            DType::F32 => Type::F32,
+            DType::F64 => Type::F64,
+            _ if size == 8 => Type::B64,
+            _ => Type::B32,
+        },
         (2, true) if register == DType::I32 => Type::S16,
         (1, true) if register == DType::I32 => Type::S8,
-        (2, false) if register.is_int() && register.bytes() == 4 => Type::U16,
-        (1, false) if register.is_int() && register.bytes() == 4 => Type::U8,
+        (2, false) if small => Type::U16,
+        (1, false) if small => Type::U8,
         _ => return Err(Fault::invalid(format!("{stored} in memory as {register} in a register"))),
     })
 }

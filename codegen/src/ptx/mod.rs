@@ -6,13 +6,17 @@
 //! (coalesced), reductions over columns are exchanges between lanes, a scalar that is read is read once for the
 //! warp, all branches are uniform, and every kernel that the CPU emitters compile compiles here too.
 //!
+//! Indices that are known to fit 32 bits are computed in 32 bits (`range`). A launch has less than 2^28 warps.
+//!
 //! What memory means to the lanes: a kernel that both reads and writes a region lets all lanes of the warp meet around
 //! each write, so that the lanes see each other's values in program order. Distinct iterations share nothing.
 
+mod flow;
 mod func;
 mod inst;
 pub mod isa;
 mod mem;
+mod range;
 
 use crate::order::by_demand;
 use crate::{Backend, CodegenError, CompiledFunc};

@@ -5,6 +5,7 @@ use ir::DType;
 use ir::loops::{Form, Func, Launch, Level, Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::loops_opt::eval;
+use kernelsmith_codegen::ptx::Ptx;
 use kernelsmith_codegen::{Backend, available, backend};
 use runtime::loader::CodeImage;
 
@@ -19,8 +20,23 @@ pub struct Case {
     pub syms: Vec<i64>,
     pub expect: Vec<Option<Vec<u8>>>,
     pub range: (i64, i64),
-    /// Flag, value and limit.
+    /// Iterations of the parallel loop.
+    pub trip: i64,
+    /// Flag, value and limit. Where several iterations fail, those of the first one; on a GPU any may be reported,
+    /// and `value` is the least.
     pub status: (i64, i64, i64),
+    pub near: Near,
+    /// By operand, the first one in whose memory it lies (on a GPU; the host gives each its own).
+    pub place: Vec<usize>,
+}
+
+/// What counts as the expected number.
+#[derive(Clone, Copy, Default)]
+pub struct Near {
+    /// Either zero where a zero is expected.
+    pub any_zero: bool,
+    /// Deviation of a float, relative to its magnitude or to 1.
+    pub relative: f64,
 }
 
 impl Case {
@@ -32,7 +48,10 @@ impl Case {
         trip: i64,
     ) -> Case {
         let label = label.into();
-        Case { label, func, bufs, syms: Vec::new(), expect, range: (0, trip), status: (0, 0, 0) }
+        let (range, status) = ((0, trip), (0, 0, 0));
+        let place = (0..bufs.len()).collect();
+        let near = Near::default();
+        Case { label, func, bufs, syms: Vec::new(), expect, range, trip, status, near, place }
     }
 }
 
@@ -80,13 +99,21 @@ pub fn widths(backend: &dyn Backend) -> [u32; 2] {
 /// Runs what `cases` makes for each backend and each width.
 #[track_caller]
 pub fn check(cases: impl Fn(u32, &dyn Backend) -> Vec<Case>) {
-    for name in available() {
-        let backend = backend(name, 2).expect("the host is supported");
+    for backend in backends() {
         for lanes in widths(&*backend) {
             run(&*backend, lanes, cases(lanes, &*backend));
         }
     }
 }
+
+/// Every emitter of this build: those for the host, and the one of PTX.
+pub fn backends() -> Vec<Box<dyn Backend>> {
+    let host = available().into_iter().map(|name| backend(name, 2).expect("the host is supported"));
+    host.chain([Box::new(Ptx::new(1)) as Box<dyn Backend>]).collect()
+}
+
+/// Of the kernels of one call, so many go through ptxas as well, where it is installed.
+const ASSEMBLED: usize = 24;
 
 #[track_caller]
 pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
@@ -95,6 +122,13 @@ pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
         Ok(c) => c,
         Err(e) => panic!("{} x {lanes}: {e}", backend.name()),
     };
+    if backend.name() == "ptx" {
+        for (case, compiled) in cases.iter().zip(&compiled) {
+            crate::ptx::run(case, lanes, compiled);
+        }
+        crate::ptx::assemble(&compiled, ASSEMBLED);
+        return;
+    }
     let objects: Vec<_> = compiled.iter().map(|c| &c.object).collect();
     let image = CodeImage::load(&objects).expect("objects load");
     for (i, mut case) in cases.into_iter().enumerate() {
@@ -114,32 +148,41 @@ pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
         unsafe { kernel(&args, case.range.0, case.range.1) };
         let got = (*status.flag.get_mut(), *status.value.get_mut(), *status.limit.get_mut());
         assert_eq!(got, case.status, "status of {what}");
-        for (b, (buf, expect)) in bufs.iter().zip(&case.expect).enumerate() {
-            let Some(expect) = expect else { continue };
-            let dtype = case.func.bufs[b].dtype;
-            if let Some(at) = first_difference(dtype, buf.bytes(), expect) {
-                let size = dtype.bytes();
-                panic!(
-                    "{what}: operand {b} ({dtype}) element {at}: got {:02x?}, expected {:02x?}\n{}",
-                    &buf.bytes()[at * size..][..size],
-                    &expect[at * size..][..size],
-                    backend.ir_text(&case.func).unwrap_or_default()
-                );
+        for (b, buf) in bufs.iter().enumerate() {
+            if let Some(difference) = case.difference(b, buf.bytes()) {
+                panic!("{what}: {difference}\n{}", backend.ir_text(&case.func).unwrap_or_default());
             }
         }
     }
 }
 
-/// First element that differs; all NaNs are equal.
-fn first_difference(dtype: DType, got: &[u8], expect: &[u8]) -> Option<usize> {
-    assert_eq!(got.len(), expect.len());
-    let size = dtype.bytes();
-    let is_nan = |c: &[u8]| {
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(c);
-        dtype.is_float() && eval::from_bits(dtype, u64::from_le_bytes(word)).as_f64().is_nan()
-    };
-    got.chunks(size).zip(expect.chunks(size)).position(|(g, e)| g != e && !(is_nan(g) && is_nan(e)))
+impl Case {
+    /// What operand `b` should not hold; all NaNs are equal.
+    pub fn difference(&self, b: usize, got: &[u8]) -> Option<String> {
+        let (dtype, expect) = (self.func.bufs[b].dtype, self.expect[b].as_ref()?);
+        assert_eq!(got.len(), expect.len());
+        let size = dtype.bytes();
+        let value = |c: &[u8]| {
+            let mut word = [0; 8];
+            word[..size].copy_from_slice(c);
+            // other numbers agree bit by bit
+            if dtype.is_float() {
+                eval::from_bits(dtype, u64::from_le_bytes(word)).as_f64()
+            } else {
+                f64::INFINITY
+            }
+        };
+        let same = |g: &[u8], e: &[u8]| {
+            let (x, y) = (value(g), value(e));
+            let close = y.is_finite() && (x - y).abs() <= self.near.relative * y.abs().max(1.0);
+            let zeros = x == 0.0 && y == 0.0;
+            // a relative deviation of 0 makes zeros close whatever their signs
+            g == e || x.is_nan() && y.is_nan() || if zeros { self.near.any_zero } else { close }
+        };
+        let (at, (g, e)) =
+            got.chunks(size).zip(expect.chunks(size)).enumerate().find(|(_, (g, e))| !same(g, e))?;
+        Some(format!("operand {b} ({dtype}) element {at}: got {g:02x?}, expected {e:02x?}"))
+    }
 }
 
 /// Bytes at a 64-byte boundary with room behind them that must stay as it is.

@@ -2,7 +2,7 @@
 //! interpreter of loop IR says the machine form does. (That tile and machine form agree is tested beside
 //! the legaliser.)
 
-use crate::harness::{Case, run};
+use crate::harness::{Case, backends, run};
 use ir::dtype::Scalar;
 use ir::loops::{Addr, Func, Inst, Launch, Level, Mem, Stride, Ty, Val};
 use ir::loops_build::LoopBuilder;
@@ -10,7 +10,7 @@ use ir::loops_exec::execute;
 use ir::loops_opt::eval;
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 use ir::{DType, OriginId, Sym};
-use kernelsmith_codegen::{available, backend, legalise::legalise};
+use kernelsmith_codegen::legalise::legalise;
 
 /// Rows and columns of the tiles: no multiple of any vector.
 const ROWS: u32 = 2;
@@ -27,8 +27,7 @@ type TileCase = (String, Func, Vec<Vec<u8>>, Vec<i64>);
 /// Legalises and runs one function on every backend and compares with the interpreter.
 #[track_caller]
 fn check(cases: Vec<TileCase>, trip: i64) {
-    for name in available() {
-        let backend = backend(name, 2).unwrap();
+    for backend in backends() {
         let target = backend.target();
         let mut ready = Vec::new();
         for (label, tile, bufs, syms) in &cases {
@@ -285,6 +284,60 @@ fn ragged_product() {
         vec![0; (4 * m * n) as usize],
     ];
     check(vec![("product".into(), func, bufs, vec![k])], 4);
+}
+
+/// Whole vectors at aligned addresses.
+#[test]
+fn aligned_tiles() {
+    let mut cases = Vec::new();
+    for dtype in every_type() {
+        for cols in [64, 128, 256] {
+            let mut b = LoopBuilder::new("aligned");
+            let (x, out) = (b.buf("x", dtype, false, 64), b.buf("out", dtype, true, 64));
+            let numbers = b.buf("numbers", DType::I64, true, 64);
+            let (most, one) = (b.buf("most", dtype, true, 64), b.buf("one", dtype, true, 64));
+            let trip = b.index(2);
+            b.parallel(Level::Thread, trip, |b, i| {
+                let size = b.index(i64::from(ROWS * cols));
+                let at = b.mul(i, size);
+                let tile = |b: &LoopBuilder, mem| Addr {
+                    row: Stride::Const(cols.into()),
+                    align: 64,
+                    ..b.addr(mem, at, 0)
+                };
+                let addr = tile(b, x);
+                let v = b.load(addr, ROWS, cols);
+                // there are no sums or orders of the narrowest floats
+                let ordered = dtype.is_int() || dtype.bytes() >= 2;
+                let largest =
+                    if ordered { b.reduce_cols(Monoid::Max, v) } else { b.load(b.addr(x, i, 0), ROWS, 1) };
+                let addr = b.addr(one, i, 0);
+                let element = b.extract(v, 1, 37);
+                b.store(addr, element);
+                let width = b.index(ROWS.into());
+                let rows = b.mul(i, width);
+                let addr = Addr { row: Stride::Const(1), ..b.addr(most, rows, 0) };
+                b.store(addr, largest);
+                let order = b.iota(Ty::tile(DType::I64, ROWS, cols), true);
+                let addr = tile(b, numbers);
+                b.store(addr, order);
+                let addr = tile(b, out);
+                b.store(addr, v);
+            });
+            let n = (2 * ROWS * cols) as usize;
+            let input: Vec<u8> = samples(dtype, 3).into_iter().cycle().take(n * dtype.bytes()).collect();
+            let empty = |elems: usize, d: DType| vec![0; elems * d.bytes()];
+            let bufs = vec![
+                input,
+                empty(n, dtype),
+                empty(n, DType::I64),
+                empty(2 * ROWS as usize, dtype),
+                empty(2, dtype),
+            ];
+            cases.push((format!("{dtype} x {cols}"), b.finish(Launch::default()), bufs, vec![]));
+        }
+    }
+    check(cases, 2);
 }
 
 /// Indices are checked and then used; data-dependent rows are gathered.

@@ -5,4 +5,7 @@ mod arithmetic;
 mod control;
 mod harness;
 mod legalised;
+mod lowered;
 mod memory;
+mod mutants;
+mod ptx;

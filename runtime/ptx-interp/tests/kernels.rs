@@ -158,7 +158,7 @@ fn kernels_assemble_without_spills() {
 
 #[test]
 fn counters_tell_coalesced_from_strided_and_conflicts_from_padding() {
-    let config = Config::default();
+    let config = Config { counters: true, ..Config::default() };
     let c = transpose(include_str!("kernels/transpose.ptx"), &config).unwrap().counters;
     assert_eq!(c.shared_loads.wasted() + c.shared_stores.wasted(), 0, "{c:?}");
     // without the padding column, reads of a column meet in one bank
@@ -218,7 +218,7 @@ fn fault(body: &str) -> Option<FaultKind> {
     for config in Config::adversarial(3) {
         let mut d = Device::new(&text).unwrap_or_else(|e| panic!("{body}: {e}"));
         let buf = d.upload(&[0; 1024]);
-        let config = Config { step_limit: 100_000, ..config };
+        let config = Config { step_limit: 100_000, equal_writes: false, ..config };
         match d.run(&config, "k", 2, 64, &Params::new().u64(buf)) {
             Ok(_) => {}
             Err(Error::Fault(f)) => {

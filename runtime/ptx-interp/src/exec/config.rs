@@ -24,9 +24,12 @@ pub struct Config {
     pub resident: usize,
     /// Races on shared and global memory, `.nc` loads of written bytes.
     pub races: bool,
+    /// Unordered plain writes of the bytes that are there are let pass: a schedule whose last tile begins early writes
+    /// some rows twice, other compilers let all lanes store what they agree on. Readers must be ordered all the same.
+    pub equal_writes: bool,
     /// Shared bytes read before they are written; registers are always checked.
     pub uninitialised: bool,
-    /// Sectors, bank conflicts and bytes; instructions and FLOPs are always counted.
+    /// Sectors, bank conflicts and bytes; instructions and FLOPs are always counted. Takes time: off by default.
     pub counters: bool,
     /// Warp instructions after which a launch is given up.
     pub step_limit: u64,
@@ -40,8 +43,9 @@ impl Default for Config {
             merge_early: true,
             resident: 2,
             races: true,
+            equal_writes: true,
             uninitialised: true,
-            counters: true,
+            counters: false,
             step_limit: 200_000_000,
         }
     }

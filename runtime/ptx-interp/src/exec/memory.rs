@@ -6,6 +6,7 @@ use super::step::{Flow, Machine};
 use super::warp::{Copy, Warp};
 use crate::decode::op::*;
 use crate::fault::{At, FaultKind, at};
+use crate::mem::How;
 use crate::mem::global::resolve;
 use crate::num::formats::{BF16, F16, Round};
 use crate::num::lanes::*;
@@ -70,12 +71,48 @@ impl Machine<'_> {
         let strong = a.sem != Sem::Weak;
         let addresses = self.addresses(w, a.addr, active)?;
         self.count(a.space, &addresses, bytes, active, true);
+        if !strong
+            && a.space == Space::Global
+            && let Some((range, i)) = self.span(&addresses, bytes, active)
+        {
+            self.mem.on_read_lanes(&w.clock, i, &addresses, range, active, bytes, a.non_coherent)?;
+            let (base, data) = self.mem.contents(i);
+            if let (Slot::R32(d), 32, 1) = (a.regs[0], a.ty.bits(), a.n) {
+                let mut t = [0; 32];
+                for lane in lanes_of(active) {
+                    t[lane] = to_words(&data[(addresses[lane] - base) as usize..][..4])[0];
+                }
+                w.put32(d, &t, active);
+                return Ok(Flow::Next);
+            }
+            for lane in lanes_of(active) {
+                words[lane] = to_words(&data[(addresses[lane] - base) as usize..][..bytes as usize]);
+            }
+            distribute(w, a, &words, active);
+            return Ok(Flow::Next);
+        }
         for lane in lanes_of(active) {
             let l = Lane { lane, address: addresses[lane], bytes, line, strong };
             words[lane] = self.load_lane(w, env, a, l)?;
         }
         distribute(w, a, &words, active);
         Ok(if strong { Flow::Poll } else { Flow::Next })
+    }
+
+    /// Where the lanes of `active` access global memory, and the one allocation that holds it all; `None` where there
+    /// is none, or an access is misaligned.
+    #[inline(always)]
+    fn span(&mut self, addresses: &L64, bytes: u32, active: u32) -> Option<((u64, u64), usize)> {
+        let (mut lo, mut hi, mut all) = (u64::MAX, 0, 0);
+        for lane in lanes_of(active) {
+            let a = addresses[lane];
+            (lo, hi, all) = (lo.min(a), hi.max(a), all | a);
+        }
+        let range = (lo, hi.checked_add(bytes.into())?);
+        if all & (u64::from(bytes) - 1) != 0 {
+            return None;
+        }
+        Some((range, self.mem.holding(range.0, range.1)?))
     }
 
     fn load_lane(&mut self, w: &mut Warp, env: &mut Env, a: &Access, l: Lane) -> At<[u32; 4]> {
@@ -143,7 +180,9 @@ impl Machine<'_> {
         match space {
             Space::Shared => {
                 let offset = at(lane, env.shared.check(address, l.bytes))?;
-                at(lane, env.shared.on_write(&w.clock, lane, offset, l.bytes, l.line, l.strong))?;
+                let same = self.config.equal_writes && env.shared.data[offset..offset + data.len()] == *data;
+                let how = How::of(l.strong, same);
+                at(lane, env.shared.on_write(&w.clock, lane, offset, l.bytes, l.line, how))?;
                 if l.strong {
                     let released = if a.sem.releases() {
                         Some(w.clock.publish(lane, &mut self.mem.now))
@@ -163,7 +202,9 @@ impl Machine<'_> {
             }
             _ => {
                 let place = at(lane, self.mem.check(address, l.bytes))?;
-                at(lane, self.mem.on_write(&w.clock, lane, place, l.bytes, l.line, l.strong))?;
+                let same = self.config.equal_writes && self.mem.bytes(place, l.bytes) == data;
+                let how = How::of(l.strong, same);
+                at(lane, self.mem.on_write(&w.clock, lane, place, l.bytes, l.line, how))?;
                 if l.strong {
                     self.publish(w, lane, address, a.sem, true);
                 }
@@ -218,7 +259,7 @@ impl Machine<'_> {
                     Space::Shared => {
                         let offset = at(l, env.shared.check(address, width))?;
                         at(l, env.shared.on_read(&w.clock, l, offset, width, true))?;
-                        at(l, env.shared.on_write(&w.clock, l, offset, width, line, true))?;
+                        at(l, env.shared.on_write(&w.clock, l, offset, width, line, How::Strong))?;
                         observe(w, l, env.sync.get(&address), a.sem, &mut self.mem.now);
                         let released = if a.sem.releases() {
                             Some(w.clock.publish(l, &mut self.mem.now))
@@ -237,7 +278,7 @@ impl Machine<'_> {
                     _ => {
                         let place = at(l, self.mem.check(address, width))?;
                         at(l, self.mem.on_read(&w.clock, l, place, width, true, false))?;
-                        at(l, self.mem.on_write(&w.clock, l, place, width, line, true))?;
+                        at(l, self.mem.on_write(&w.clock, l, place, width, line, How::Strong))?;
                         let mut now = self.mem.now;
                         observe(w, l, self.mem.released(address), a.sem, &mut now);
                         self.mem.now = now;

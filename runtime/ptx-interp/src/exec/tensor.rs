@@ -5,6 +5,7 @@ use super::step::Machine;
 use super::warp::Warp;
 use crate::decode::op::*;
 use crate::fault::{At, at};
+use crate::mem::How;
 use crate::num::formats::*;
 use crate::syntax::types::Space;
 
@@ -81,7 +82,7 @@ impl Machine<'_> {
                         (r, c) = (c, r);
                     }
                     let place = rows[8 * i + r] + 2 * c;
-                    at(t as u32, env.shared.on_write(&w.clock, t as u32, place, 2, line, false))?;
+                    at(t as u32, env.shared.on_write(&w.clock, t as u32, place, 2, line, How::Plain))?;
                     let bits = (value >> (16 * h)) as u16;
                     env.shared.data[place..place + 2].copy_from_slice(&bits.to_le_bytes());
                 }

@@ -1,8 +1,9 @@
 //! Device memory: allocations with red zones between them, and who read and wrote them in this launch.
 
 use super::clock::{Clock, WarpClock};
-use super::{Write, window};
-use crate::fault::{Conflict, FaultKind};
+use super::{How, Write, window};
+use crate::fault::{At, Conflict, FaultKind, at};
+use crate::num::lanes::{L64, lanes_of};
 use crate::syntax::types::Space;
 use std::collections::HashMap;
 
@@ -46,6 +47,8 @@ struct Reader {
 struct ReaderSets {
     sets: Vec<Vec<Reader>>,
     steps: HashMap<(u64, Reader), u32>,
+    /// The step taken last: neighbouring cells take the same ones.
+    last: Option<((u64, Reader), u32)>,
     /// Warps that have read cells with too many readers to list, and when last.
     many: HashMap<u32, u32>,
 }
@@ -195,6 +198,25 @@ impl DeviceMemory {
         }
     }
 
+    /// The allocation that holds all bytes from `lo` up to `end`.
+    #[inline(always)]
+    pub(crate) fn holding(&mut self, lo: u64, end: u64) -> Option<usize> {
+        let fits = |a: &Allocation| lo >= a.base && end <= a.base + a.data.len() as u64;
+        if self.allocations.get(self.last).is_some_and(fits) {
+            return Some(self.last);
+        }
+        let i = self.allocations.partition_point(|a| a.base <= lo).checked_sub(1)?;
+        fits(&self.allocations[i]).then_some(())?;
+        self.last = i;
+        Some(i)
+    }
+
+    /// The address and the bytes of an allocation.
+    #[inline(always)]
+    pub(crate) fn contents(&self, i: usize) -> (u64, &[u8]) {
+        (self.allocations[i].base, &self.allocations[i].data)
+    }
+
     /// Alignment and bounds of an access by a kernel.
     #[inline(always)]
     pub(crate) fn check(&mut self, address: u64, bytes: u32) -> Res<(usize, usize)> {
@@ -271,6 +293,64 @@ impl DeviceMemory {
         Ok(())
     }
 
+    /// Plain reads by the lanes of `active` between `lo` and `end`, aligned and inside allocation `i`: what
+    /// [`DeviceMemory::on_read`] does for each of them.
+    #[allow(clippy::too_many_arguments, reason = "who reads what: each call differs in all of them")]
+    pub(crate) fn on_read_lanes(
+        &mut self,
+        clock: &WarpClock,
+        i: usize,
+        addresses: &L64,
+        (lo, end): (u64, u64),
+        active: u32,
+        bytes: u32,
+        nc: bool,
+    ) -> At<()> {
+        if !self.races {
+            return Ok(());
+        }
+        let (base, a) = (self.base, &mut self.allocations[i]);
+        if bytes < 1 << a.shadow.shift {
+            a.shadow.refine(bytes);
+        }
+        let shift = a.shadow.shift;
+        let (first, last) = ((lo - a.base) as usize >> shift, (end - 1 - a.base) as usize >> shift);
+        let number = first / PAGE;
+        let fresh = |w: &Write| w.epoch > base;
+        let written = match a.shadow.writes.get(number) {
+            Some(Some(page)) => number != last / PAGE || page[first % PAGE..=last % PAGE].iter().any(fresh),
+            _ => number != last / PAGE,
+        };
+        if written {
+            for lane in lanes_of(active) {
+                let place = (i, (addresses[lane] - self.allocations[i].base) as usize);
+                at(lane as u32, self.on_read(clock, lane as u32, place, bytes, false, nc))?;
+            }
+            return Ok(());
+        }
+        let cells = (bytes >> shift) as usize;
+        let (start, sets) = (a.base, &mut self.sets);
+        let page = whole_page(&mut a.shadow.reads, number);
+        if lo + u64::from(bytes) == end && active.count_ones() > 1 {
+            // all lanes read the same
+            let me = Reader { warp: clock.warp, epoch: clock.epoch };
+            for cell in &mut page[first % PAGE..=last % PAGE] {
+                *cell = sets.add_warp(*cell, me, base, clock);
+            }
+            return Ok(());
+        }
+        for lane in lanes_of(active) {
+            let at = ((addresses[lane] - start) as usize >> shift) % PAGE;
+            let mine = u64::from(clock.warp * 32 + lane as u32) << 32 | u64::from(clock.epoch);
+            for cell in &mut page[at..at + cells] {
+                if *cell != mine {
+                    *cell = sets.add(*cell, mine, base, clock, lane as u32);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A write by a kernel at a checked place.
     #[inline(always)]
     pub(crate) fn on_write(
@@ -280,7 +360,7 @@ impl DeviceMemory {
         at: (usize, usize),
         bytes: u32,
         line: u32,
-        strong: bool,
+        how: How,
     ) -> Res<()> {
         let a = &mut self.allocations[at.0];
         if a.read_only {
@@ -293,11 +373,11 @@ impl DeviceMemory {
         if bytes < 1 << a.shadow.shift {
             a.shadow.refine(bytes);
         }
-        let new = Write::new(clock.warp * 32 + lane, clock.epoch, line, strong);
+        let new = Write::new(clock.warp * 32 + lane, clock.epoch, line, how);
         for cell in at.1 >> a.shadow.shift..(at.1 + bytes as usize) >> a.shadow.shift {
             let address = a.base + ((cell as u64) << a.shadow.shift);
             if let Some(w) = a.shadow.write(cell).filter(|w| w.epoch > base)
-                && !((strong && w.strong()) || clock.knows(lane, w.thread, w.epoch))
+                && !(how.meets(w) || clock.knows(lane, w.thread, w.epoch))
             {
                 return Err(Self::race(
                     address,
@@ -364,11 +444,14 @@ impl Shadow {
 }
 
 fn page<T: Copy + Default>(pages: &mut Vec<Option<Box<[T]>>>, cell: usize) -> &mut T {
-    let p = cell / PAGE;
-    if pages.len() <= p {
-        pages.resize_with(p + 1, || None);
+    &mut whole_page(pages, cell / PAGE)[cell % PAGE]
+}
+
+fn whole_page<T: Copy + Default>(pages: &mut Vec<Option<Box<[T]>>>, number: usize) -> &mut [T] {
+    if pages.len() <= number {
+        pages.resize_with(number + 1, || None);
     }
-    &mut pages[p].get_or_insert_with(|| vec![T::default(); PAGE].into())[cell % PAGE]
+    pages[number].get_or_insert_with(|| vec![T::default(); PAGE].into())
 }
 
 /// Each cell becomes `k` cells of the same state.
@@ -402,16 +485,38 @@ impl ReaderSets {
                 return cell;
             }
         }
+        self.step(cell, me, base, clock, lane)
+    }
+
+    /// The readers of a cell after all lanes of a warp.
+    fn add_warp(&mut self, cell: u64, me: Reader, base: u32, clock: &WarpClock) -> u64 {
+        let stale = match cell & SET {
+            0 => cell as u32 <= base,
+            _ => (cell >> 32) as u32 & 0x7fff_ffff != base & 0x7fff_ffff,
+        };
+        if cell & SET != 0 && !stale && cell as u32 == MANY {
+            self.many.insert(me.warp, me.epoch);
+            return cell;
+        }
+        self.step(if stale { 0 } else { cell }, me, base, clock, 0)
+    }
+
+    /// The set of the readers of a cell and `me`.
+    fn step(&mut self, cell: u64, me: Reader, base: u32, clock: &WarpClock, lane: u32) -> u64 {
         // which lane it was matters no longer: a set knows warps
         let key = if cell & SET == 0 { (cell >> 37) << 32 | (cell & 0xffff_ffff) } else { cell };
-        let id = match self.steps.get(&(key, me)) {
-            Some(id) => *id,
-            None => {
-                let id = self.grow(cell, me, clock, lane);
-                self.steps.insert((key, me), id);
-                id
-            }
+        let id = match self.last {
+            Some((last, id)) if last == (key, me) => id,
+            _ => match self.steps.get(&(key, me)) {
+                Some(id) => *id,
+                None => {
+                    let id = self.grow(cell, me, clock, lane);
+                    self.steps.insert((key, me), id);
+                    id
+                }
+            },
         };
+        self.last = Some(((key, me), id));
         if id == MANY {
             self.many.insert(me.warp, me.epoch);
         }

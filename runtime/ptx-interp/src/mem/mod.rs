@@ -14,9 +14,39 @@ pub(crate) struct Write {
     info: u32,
 }
 
+/// How a write stands to others of the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// They must be ordered.
+    Plain,
+    /// Other strong ones may come at any time.
+    Strong,
+    /// A plain one of what is there: other plain ones may have written it.
+    Same,
+}
+
+impl How {
+    pub fn of(strong: bool, same: bool) -> How {
+        match (strong, same) {
+            (true, _) => How::Strong,
+            (false, true) => How::Same,
+            (false, false) => How::Plain,
+        }
+    }
+
+    /// Needs no order with the earlier write `w`.
+    pub fn meets(self, w: Write) -> bool {
+        match self {
+            How::Plain => false,
+            How::Strong => w.strong(),
+            How::Same => true,
+        }
+    }
+}
+
 impl Write {
-    pub fn new(thread: u32, epoch: u32, line: u32, strong: bool) -> Write {
-        Write { thread, epoch, info: line << 1 | u32::from(strong) }
+    pub fn new(thread: u32, epoch: u32, line: u32, how: How) -> Write {
+        Write { thread, epoch, info: line << 1 | u32::from(how == How::Strong) }
     }
 
     pub fn strong(self) -> bool {

@@ -1,7 +1,7 @@
 //! The shared memory of a block, with the state of every byte (PTX ISA §5.1.7).
 
-use super::Write;
 use super::clock::WarpClock;
+use super::{How, Write};
 use crate::fault::{Conflict, FaultKind};
 use crate::syntax::types::Space;
 
@@ -137,13 +137,13 @@ impl SharedMem {
         Ok(())
     }
 
-    fn check_write(&mut self, clock: &WarpClock, lane: u32, at: usize, bytes: u32, strong: bool) -> Res<()> {
+    fn check_write(&mut self, clock: &WarpClock, lane: u32, at: usize, bytes: u32, how: How) -> Res<()> {
         if bytes < 1 << self.shift {
             self.refine(bytes);
         }
         for cell in at >> self.shift..(at + bytes as usize) >> self.shift {
             let w = self.writes[cell];
-            if w.epoch > 0 && !(strong && w.strong()) && !clock.knows(lane, w.thread, w.epoch) {
+            if w.epoch > 0 && !how.meets(w) && !clock.knows(lane, w.thread, w.epoch) {
                 return Err(self.race(
                     cell << self.shift,
                     Conflict::WriteWrite,
@@ -183,12 +183,12 @@ impl SharedMem {
         at: usize,
         bytes: u32,
         line: u32,
-        strong: bool,
+        how: How,
     ) -> Res<()> {
         self.not_pending(at, bytes)?;
         if self.races {
-            self.check_write(clock, lane, at, bytes, strong)?;
-            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, strong);
+            self.check_write(clock, lane, at, bytes, how)?;
+            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, how);
             self.writes[at >> self.shift..(at + bytes as usize) >> self.shift].fill(w);
         }
         if self.uninitialised {
@@ -201,8 +201,8 @@ impl SharedMem {
     pub fn on_issue(&mut self, clock: &WarpClock, lane: u32, at: usize, bytes: u32, line: u32) -> Res<()> {
         self.not_pending(at, bytes)?;
         if self.races {
-            self.check_write(clock, lane, at, bytes, false)?;
-            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, false);
+            self.check_write(clock, lane, at, bytes, How::Plain)?;
+            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, How::Plain);
             self.writes[at >> self.shift..(at + bytes as usize) >> self.shift].fill(w);
         }
         self.pending[at..at + bytes as usize].fill(line + 1);
@@ -215,7 +215,7 @@ impl SharedMem {
         self.pending[at..at + bytes as usize].fill(0);
         self.in_flight -= 1;
         if self.races {
-            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, false);
+            let w = Write::new(clock.warp * 32 + lane, clock.epoch, line, How::Plain);
             self.writes[at >> self.shift..(at + bytes as usize) >> self.shift].fill(w);
         }
         if self.uninitialised {

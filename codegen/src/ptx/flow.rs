@@ -1,0 +1,314 @@
+//! Statements: loops, branches, checks.
+
+use super::func::{Emitter, Scope, class, untyped};
+use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Type};
+use super::range::{Range, fits};
+use crate::Fault;
+use crate::error::Emit;
+use ir::DType;
+use ir::loops::{Block, Func, Inst, Mem, Stmt, Val};
+use std::collections::HashSet;
+
+/// What the emitter has to know of the accesses of a function beforehand.
+#[derive(Default)]
+pub(super) struct Accesses {
+    reads: HashSet<Mem>,
+    writes: HashSet<Mem>,
+    /// Element sizes of the operands that are read.
+    sizes: HashSet<usize>,
+    /// Numbers of valid columns of vectors.
+    counts: HashSet<Val>,
+}
+
+impl Accesses {
+    pub fn of(func: &Func) -> Accesses {
+        let mut found = Accesses::default();
+        found.walk(func, &func.body);
+        let size = |m: &Mem| match m {
+            Mem::Buf(i) => func.bufs.get(*i as usize).map(|b| b.dtype.bytes()),
+            Mem::Local(_) => None,
+        };
+        found.sizes = found.reads.iter().filter_map(size).collect();
+        found
+    }
+
+    /// The function both reads and writes the region.
+    pub fn shared(&self, mem: Mem) -> bool {
+        self.reads.contains(&mem) && self.writes.contains(&mem)
+    }
+
+    /// An operand of elements of `bytes` bytes is read: one that is written may lie in the same memory.
+    pub fn reads_elements_of(&self, bytes: usize) -> bool {
+        self.sizes.contains(&bytes)
+    }
+
+    fn walk(&mut self, func: &Func, block: &Block) {
+        for stmt in &block.stmts {
+            match stmt {
+                Stmt::Let { val, inst: Inst::Load(addr) } => {
+                    self.reads.insert(addr.mem);
+                    self.count(func, *val, addr.cols_valid);
+                }
+                Stmt::Let { inst: Inst::Gather { mem, .. }, .. } => {
+                    self.reads.insert(*mem);
+                }
+                Stmt::Store { addr, value } => {
+                    self.writes.insert(addr.mem);
+                    self.count(func, *value, addr.cols_valid);
+                }
+                Stmt::Scatter { mem, .. } => {
+                    self.writes.insert(*mem);
+                }
+                _ => {}
+            }
+            stmt.blocks().into_iter().for_each(|b| self.walk(func, b));
+        }
+    }
+
+    fn count(&mut self, func: &Func, of: Val, valid: Option<Val>) {
+        if func.types.get(of.0 as usize).is_some_and(|ty| !ty.is_scalar()) {
+            self.counts.extend(valid);
+        }
+    }
+}
+
+/// How a loop counts.
+struct Count {
+    lo: Operand,
+    hi: Operand,
+    step: Operand,
+    /// Of the counter, where it is held in 32 bits.
+    range: Option<Range>,
+}
+
+impl Emitter<'_> {
+    pub fn stmts(&mut self, stmts: &[Stmt]) -> Emit<()> {
+        stmts.iter().try_for_each(|s| self.stmt(s))
+    }
+
+    /// The statements of a block, and the values it yields for `regs`; what it computes is not known behind it.
+    fn block(&mut self, block: &Block, regs: &[Reg]) -> Emit<()> {
+        self.scopes.push(Scope::default());
+        let done = self.stmts(&block.stmts).and_then(|()| self.assign(regs, &block.yields));
+        self.scopes.pop();
+        done
+    }
+
+    fn stmt(&mut self, stmt: &Stmt) -> Emit<()> {
+        match stmt {
+            Stmt::Let { val, inst: Inst::Const(x) } => {
+                self.constants.insert(*val, *x);
+                Ok(())
+            }
+            Stmt::Let { val, inst: Inst::Splat(v) } if self.known(*v).is_some() => {
+                let known = self.known(*v);
+                self.constants.extend(known.map(|x| (*val, x)));
+                Ok(())
+            }
+            Stmt::Let { val, inst } => {
+                let r = self.define_inst(*val, inst)?;
+                self.set(*val, r)?;
+                if self.accesses.counts.contains(val) {
+                    let below = self.lanes_below(r);
+                    self.below.insert(*val, below);
+                }
+                Ok(())
+            }
+            Stmt::For { var, hi, body, parallel: Some(_), .. } => {
+                let count = self.count_warps(*hi)?;
+                self.for_loop(*var, count, &[], &[], body)
+            }
+            Stmt::For { var, lo, hi, step, carries, results, body, parallel: None } => {
+                if *step <= 0 {
+                    return Err(Fault::invalid("a loop that does not count up"));
+                }
+                let count = self.count(*lo, *hi, *step)?;
+                self.for_loop(*var, count, carries, results, body)
+            }
+            Stmt::While { carries, results, cond, body } => self.while_loop(carries, results, cond, body),
+            Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
+            Stmt::Store { addr, value } => self.store(addr, *value),
+            Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
+            // other warps hide latency
+            Stmt::Prefetch { .. } => Ok(()),
+            Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes between warps")),
+            Stmt::Check { ok, origin, value, limit } => {
+                let (ok, value, limit) = (self.scalar(*ok)?, self.scalar(*value)?, self.scalar(*limit)?);
+                self.check(ok, 1 + i64::from(origin.0), value, limit);
+                Ok(())
+            }
+        }
+    }
+
+    /// The register of what an instruction defines; indices that fit take 32 bits.
+    fn define_inst(&mut self, val: Val, inst: &Inst) -> Emit<Reg> {
+        if self.ty(val)?.dtype == DType::I64
+            && let Some(range) = self.range_of(inst)
+        {
+            self.ranges.insert(val, range);
+            if fits(range)
+                && let Some(r) = self.narrow_inst(inst)?
+            {
+                return Ok(r);
+            }
+        }
+        self.inst(val, inst)
+    }
+
+    /// Registers of their own for carried values, with what they hold at first.
+    fn carry(&mut self, carries: &[(Val, Val)]) -> Emit<Vec<Reg>> {
+        let mut regs = Vec::with_capacity(carries.len());
+        for (_, init) in carries {
+            let init = self.reg(*init)?;
+            regs.push(self.mov(init.class, init.into()));
+        }
+        for ((inside, _), r) in carries.iter().zip(&regs) {
+            self.set(*inside, *r)?;
+        }
+        Ok(regs)
+    }
+
+    /// Gives the carried registers their next values, all at once.
+    fn assign(&mut self, regs: &[Reg], yields: &[Val]) -> Emit<()> {
+        if regs.len() != yields.len() {
+            return Err(Fault::invalid("a block yields other values than are carried"));
+        }
+        let mut next = Vec::with_capacity(regs.len());
+        for (r, y) in regs.iter().zip(yields) {
+            let y = self.reg(*y)?;
+            // one carried register may be the next value of another
+            let overwritten = y != *r && regs.contains(&y);
+            next.push(if overwritten { self.mov(y.class, y.into()) } else { y });
+        }
+        for (d, a) in regs.iter().zip(next) {
+            if *d != a {
+                self.push(Op::Mov { ty: untyped(d.class), d: *d, a: a.into() });
+            }
+        }
+        Ok(())
+    }
+
+    fn define(&mut self, results: &[Val], regs: &[Reg]) -> Emit<()> {
+        if results.len() != regs.len() {
+            return Err(Fault::invalid("results that do not fit the carried values"));
+        }
+        results.iter().zip(regs).try_for_each(|(v, r)| self.set(*v, *r))
+    }
+
+    /// How a sequential loop counts: in 32 bits where its bounds and the step behind the last one fit.
+    fn count(&mut self, lo: Val, hi: Val, step: i64) -> Emit<Count> {
+        let by = Operand::Int(step);
+        let (from, to) = (self.range(lo).zip(self.narrow(lo)), self.range(hi).zip(self.narrow(hi)));
+        if let (Some((least, lo)), Some((most, hi))) = (from, to)
+            && most.1.checked_add(step).is_some_and(|end| end <= i64::from(i32::MAX))
+        {
+            let range = Some((least.0, least.0.max(most.1 - 1)));
+            return Ok(Count { lo, hi, step: by, range });
+        }
+        Ok(Count { lo: self.scalar_operand(lo)?, hi: self.scalar_operand(hi)?, step: by, range: None })
+    }
+
+    /// The parallel loop: every warp takes its own number, and then what lies all warps further.
+    fn count_warps(&mut self, hi: Val) -> Emit<Count> {
+        let (warp, warps) = (self.warp, self.warps);
+        // a launch has less than 2^28 warps
+        if let Some((range, narrow)) = self.range(hi).zip(self.narrow(hi))
+            && range.1 <= i64::from(i32::MAX) - (1 << 28)
+        {
+            let range = Some((0, range.1.max(1) - 1));
+            return Ok(Count { lo: warp.into(), hi: narrow, step: warps.into(), range });
+        }
+        let hi = self.scalar_operand(hi)?;
+        let (lo, step) = (self.widen(warp).into(), self.widen(warps).into());
+        Ok(Count { lo, hi, step, range: None })
+    }
+
+    fn for_loop(
+        &mut self,
+        var: Val,
+        Count { lo, hi, step, range }: Count,
+        carries: &[(Val, Val)],
+        results: &[Val],
+        body: &Block,
+    ) -> Emit<()> {
+        let regs = self.carry(carries)?;
+        let (class, ty) = match range {
+            Some(_) => (Class::B32, Type::S32),
+            None => (Class::B64, Type::S64),
+        };
+        self.ranges.extend(range.map(|r| (var, r)));
+        let counter = self.mov(class, lo);
+        let (head, exit) = (self.label(), self.label());
+        // entered only if there is an iteration, so that the test sits at the end of the body
+        if !matches!((lo, hi), (Operand::Int(lo), Operand::Int(hi)) if lo < hi) {
+            let enters = self.setp(Compare::Lt, ty, counter, hi);
+            self.push_if(enters, false, Op::Bra(exit));
+        }
+        self.push(Op::Label(head));
+        self.set(var, counter)?;
+        self.block(body, &regs)?;
+        self.push(Op::Binary { op: Binary::Add, ty, d: counter, a: counter.into(), b: step });
+        let more = self.setp(Compare::Lt, ty, counter, hi);
+        self.push_if(more, true, Op::Bra(head));
+        self.push(Op::Label(exit));
+        self.define(results, &regs)
+    }
+
+    fn while_loop(
+        &mut self,
+        carries: &[(Val, Val)],
+        results: &[Val],
+        cond: &Block,
+        body: &Block,
+    ) -> Emit<()> {
+        let [test] = cond.yields.as_slice() else {
+            return Err(Fault::invalid("the condition of a while loop yields one value"));
+        };
+        let regs = self.carry(carries)?;
+        let (head, exit) = (self.label(), self.label());
+        self.push(Op::Label(head));
+        self.scopes.push(Scope::default());
+        self.stmts(&cond.stmts)?;
+        let test = self.scalar(*test)?;
+        self.push_if(test, false, Op::Bra(exit));
+        self.block(body, &regs)?;
+        self.scopes.pop();
+        self.push(Op::Bra(head));
+        self.push(Op::Label(exit));
+        self.define(results, &regs)
+    }
+
+    fn branch(&mut self, cond: Val, then: &Block, other: &Block, results: &[Val]) -> Emit<()> {
+        if then.yields.len() != results.len() || other.yields.len() != results.len() {
+            return Err(Fault::invalid("the blocks of a branch yield other than its results"));
+        }
+        let cond = self.scalar(cond)?;
+        let mut regs = Vec::with_capacity(results.len());
+        for v in results {
+            let class = class(self.ty(*v)?.dtype)?;
+            regs.push(self.fresh(class));
+        }
+        let (no, exit) = (self.label(), self.label());
+        self.push_if(cond, false, Op::Bra(no));
+        self.block(then, &regs)?;
+        self.push(Op::Bra(exit));
+        self.push(Op::Label(no));
+        self.block(other, &regs)?;
+        self.push(Op::Label(exit));
+        self.define(results, &regs)
+    }
+
+    /// The first error of any warp claims the status word and then fills in the rest.
+    fn check(&mut self, ok: Reg, flag: i64, value: Reg, limit: Reg) {
+        let fine = self.label();
+        self.push_if(ok, true, Op::Bra(fine));
+        let old = self.mov(Class::B64, Operand::Int(-1));
+        let (base, compare, swap) = (self.status, Operand::Int(0), Operand::Int(flag));
+        self.push_if(self.first_lane, true, Op::Cas { d: old, base, compare, swap });
+        let first = self.setp(Compare::Eq, Type::S64, old, Operand::Int(0));
+        for (offset, a) in [(8, value), (16, limit)] {
+            self.push_if(first, true, Op::St { ty: Type::B64, base, offset, a: a.into() });
+        }
+        self.push(Op::Label(fine));
+    }
+}

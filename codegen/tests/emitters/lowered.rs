@@ -1,0 +1,288 @@
+//! Kernels of whole graphs, scheduled and legalised for each backend: they do what the interpreter of loop IR says the
+//! machine form does. (That the machine form does what the graph says is tested where the passes are.)
+
+use crate::harness::{Case, Near, backends, run};
+use ir::host::{BufferId, Lowered, Place, Step};
+use ir::loops_exec::{Status, execute};
+use ir::target::TargetDesc;
+use ir::testing::{Options, Rng, random_graph, random_tensor};
+use ir::{DType, Dim, Module, Sym};
+use kernelsmith_codegen::legalise::legalise;
+
+/// Iterations of one kernel, and bytes of one operand, that a test runs at most.
+const MOST_TRIPS: i64 = 4096;
+const MOST_BYTES: i64 = 512 << 10;
+
+/// Every call of a kernel in a compiled module whose sizes are known from `sizes`, as a case with random operands.
+/// Kernels whose checks fail on random indices are given small ones; `None` where even those do not fit.
+pub fn kernel_cases(
+    module: Module,
+    sizes: &[(Sym, i64)],
+    target: &TargetDesc,
+    seed: u64,
+) -> Result<Vec<Option<Case>>, String> {
+    let lowered = passes::compile(module, target, &passes::Options::default()).map_err(|e| e.to_string())?;
+    let mut calls = Vec::new();
+    collect(&lowered.init, &mut calls);
+    collect(&lowered.steps, &mut calls);
+    let value = |s: Sym| sizes.iter().find(|x| x.0 == s).map(|x| x.1);
+    let mut cases = Vec::new();
+    let mut rng = Rng::new(seed);
+    for (kernel, args) in calls {
+        let k = &lowered.kernels[kernel];
+        let holds = |g: &ir::kernel::Guard| {
+            let (x, bound) = (g.expr.eval_syms(&value), g.bound.eval_syms(&value));
+            x.zip(bound).is_some_and(|(x, bound)| (0..bound).contains(&x))
+        };
+        for variant in k.variants.iter().filter(|v| v.guards.iter().all(holds)) {
+            let tile = &variant.func;
+            let syms: Option<Vec<i64>> = tile.syms.iter().map(|s| value(*s)).collect();
+            let trip = tile.launch.trip.eval_syms(&value);
+            let bytes = |b: &BufferId| lowered.buffers[b.0 as usize].bytes.eval_syms(&value);
+            let bytes: Option<Vec<i64>> = args.iter().map(bytes).collect();
+            let (Some(syms), Some(trip), Some(bytes)) = (syms, trip, bytes) else { continue };
+            // nothing to run, or more than a test should
+            let runs = tile.body.stmts.iter().any(|s| matches!(s, ir::loops::Stmt::For { .. }));
+            if trip == 0 || !runs || trip > MOST_TRIPS || bytes.iter().any(|b| *b > MOST_BYTES) {
+                continue;
+            }
+            let func = legalise(tile, target).map_err(|e| e.to_string())?;
+            let place = places(&lowered, &args, &bytes);
+            let label = format!("{} {}", k.kernel.name, variant.schedule);
+            let case = [false, true].into_iter().find_map(|small| {
+                let mut bufs: Vec<Vec<u8>> = Vec::new();
+                for (i, (b, n)) in func.bufs.iter().zip(&bytes).enumerate() {
+                    // one memory holds one thing
+                    let shared = bufs.get(place[i]).cloned();
+                    bufs.push(shared.unwrap_or_else(|| operand(&mut rng, b.dtype, *n as usize, small)));
+                }
+                let mut want = bufs.clone();
+                let done = execute(&func, &mut want, &syms, 0, trip);
+                (done == Ok(Status::Ok)).then(|| {
+                    let expect = want.into_iter().zip(&func.bufs).map(|(w, b)| b.writable.then_some(w));
+                    let mut case = Case::new(&label, func.clone(), bufs, expect.collect(), trip);
+                    case.syms = syms.clone();
+                    case.place = place.clone();
+                    // sums of lanes have an order of their own
+                    case.near = Near { any_zero: true, relative: 1e-4 };
+                    case
+                })
+            });
+            cases.push(case);
+        }
+    }
+    Ok(cases)
+}
+
+fn collect(steps: &[Step], calls: &mut Vec<(usize, Vec<BufferId>)>) {
+    for step in steps {
+        match step {
+            Step::Call { kernel, args, .. } => calls.push((*kernel, args.clone())),
+            Step::If { then, otherwise, .. } => {
+                collect(then, calls);
+                collect(otherwise, calls);
+            }
+            Step::Loop { body, .. } => collect(body, calls),
+            _ => {}
+        }
+    }
+}
+
+/// By operand, the first one that lies in the same memory, all of it.
+fn places(lowered: &Lowered, args: &[BufferId], bytes: &[i64]) -> Vec<usize> {
+    let root = |mut b: BufferId| {
+        while let Place::Alias(of) = lowered.buffers[b.0 as usize].place {
+            b = of;
+        }
+        b
+    };
+    let roots: Vec<(BufferId, i64)> = args.iter().zip(bytes).map(|(b, n)| (root(*b), *n)).collect();
+    roots.iter().map(|r| roots.iter().position(|x| x == r).unwrap_or(0)).collect()
+}
+
+/// Random elements; integers that may be indices are 0 to 2 where `small`.
+fn operand(rng: &mut Rng, dtype: DType, bytes: usize, small: bool) -> Vec<u8> {
+    let elems = bytes / dtype.bytes();
+    if small && dtype.is_int() {
+        return (0..elems).flat_map(|_| rng.range(0, 2).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+    }
+    let mut data = random_tensor(rng, dtype, vec![elems]).data.clone();
+    data.resize(bytes, 0);
+    data
+}
+
+/// Runs the kernels of modules on every backend; answers how many ran and how many had no operands.
+#[track_caller]
+fn check(modules: impl Fn() -> Vec<(String, Module, Vec<(Sym, i64)>)>) -> (usize, usize) {
+    let (mut ran, mut without) = (0, 0);
+    for backend in backends() {
+        let target = backend.target();
+        for (i, (label, module, sizes)) in modules().into_iter().enumerate() {
+            let cases = match kernel_cases(module, &sizes, &target, i as u64) {
+                Ok(cases) => cases,
+                Err(e) => panic!("{label} on {}: {e}", backend.name()),
+            };
+            without += cases.iter().filter(|c| c.is_none()).count();
+            let cases: Vec<Case> = cases
+                .into_iter()
+                .flatten()
+                .map(|c| Case { label: format!("{label}: {}", c.label), ..c })
+                .collect();
+            ran += cases.len();
+            run(&*backend, target.lanes(4), cases);
+        }
+    }
+    (ran, without)
+}
+
+#[test]
+fn kernels_by_name() {
+    let (ran, without) =
+        check(|| named().into_iter().map(|(name, m)| (name.to_string(), m, Vec::new())).collect());
+    assert!(ran >= 15 && without == 0, "{ran} ran, {without} had no operands");
+}
+
+#[test]
+fn kernels_of_random_graphs() {
+    let modules = |options: Options, seeds: std::ops::Range<u64>| {
+        let graph = move |seed| {
+            let case = random_graph(seed, &options);
+            // each size once is enough: the last has the least in common with the default
+            let sizes = case.sizes.last().cloned().unwrap_or_default();
+            (format!("seed {seed}"), case.module, sizes)
+        };
+        seeds.map(graph).collect::<Vec<_>>()
+    };
+    let plain = Options { control: false, max_elems: 400, ..Options::default() };
+    let symbolic = Options { symbolic: true, ..plain.clone() };
+    let seeds = |from: u64| from..from + count();
+    let (ran, without) =
+        check(|| [modules(plain.clone(), seeds(0)), modules(symbolic.clone(), seeds(5000))].concat());
+    println!("{ran} kernels ran, {without} had no operands");
+    assert!(ran > 10 * without, "{ran} ran, {without} had no operands");
+}
+
+/// Graphs of each kind; `KS_GRAPHS` asks for more.
+fn count() -> u64 {
+    std::env::var("KS_GRAPHS").ok().and_then(|n| n.parse().ok()).unwrap_or(40)
+}
+
+/// Small graphs that between them have every kind of kernel.
+pub fn named() -> Vec<(&'static str, Module)> {
+    use ir::build::Builder;
+    use ir::prim::{Combine, Monoid, WindowDim};
+    type Build = fn(&mut Builder) -> ir::Result<Vec<ir::build::V>>;
+    fn dims(d: &[i64]) -> Vec<Dim> {
+        d.iter().map(|d| Dim::from(*d)).collect()
+    }
+    fn input(b: &mut Builder, name: &str, dtype: DType, shape: &[i64]) -> ir::build::V {
+        b.input(name, dtype, dims(shape))
+    }
+    let all: [(&'static str, Build); 16] = [
+        ("elementwise", |b| {
+            let x = input(b, "x", DType::F32, &[48, 640]);
+            let y = input(b, "y", DType::F32, &[640]);
+            let y = b.broadcast_to(y, &dims(&[48, 640]))?;
+            let t = b.tanh(x)?;
+            let s = b.mul(t, y)?;
+            Ok(vec![b.sub(s, x)?])
+        }),
+        ("softmax", |b| {
+            let x = input(b, "x", DType::F32, &[48, 100]);
+            let m = b.reduce_max(x, &[1], true)?;
+            let d = b.sub(x, m)?;
+            let e = b.exp(d)?;
+            let s = b.reduce_sum(e, &[1], true)?;
+            Ok(vec![b.div(e, s)?])
+        }),
+        ("normalisation", |b| {
+            let x = input(b, "x", DType::F32, &[48, 128]);
+            let mean = b.reduce_mean(x, &[1], true)?;
+            let d = b.sub(x, mean)?;
+            let q = b.mul(d, d)?;
+            let var = b.reduce_mean(q, &[1], true)?;
+            let var = b.add_scalar(var, 1e-5)?;
+            let root = b.sqrt(var)?;
+            Ok(vec![b.div(d, root)?])
+        }),
+        ("product", |b| {
+            let x = input(b, "x", DType::F32, &[64, 96]);
+            let y = input(b, "y", DType::F32, &[96, 128]);
+            Ok(vec![b.matmul(x, y)?])
+        }),
+        ("batched product in f16", |b| {
+            let x = input(b, "x", DType::F16, &[8, 32, 64]);
+            let y = input(b, "y", DType::F16, &[8, 64, 65]);
+            Ok(vec![b.matmul_acc(x, y, DType::F32)?])
+        }),
+        ("product of bytes", |b| {
+            let x = input(b, "x", DType::I8, &[32, 64]);
+            let y = input(b, "y", DType::I8, &[64, 100]);
+            Ok(vec![b.matmul(x, y)?])
+        }),
+        ("convolution", |b| {
+            let x = input(b, "x", DType::F32, &[1, 16, 16, 16]);
+            let w = input(b, "w", DType::F32, &[16, 16, 3, 3]);
+            let edge = WindowDim { pad_lo: Dim::from(1), pad_hi: Dim::from(1), ..WindowDim::unit() };
+            let y = b.convolve(x, w, &[edge.clone(), edge], 1, DType::F32)?;
+            let zero = b.scalar(DType::F32, 0.0)?;
+            Ok(vec![b.max(y, zero)?])
+        }),
+        ("depthwise", |b| {
+            let x = input(b, "x", DType::F32, &[1, 64, 30, 30]);
+            let w = input(b, "w", DType::F32, &[64, 1, 3, 3]);
+            let stride = WindowDim { stride: 2, ..WindowDim::unit() };
+            Ok(vec![b.convolve(x, w, &[stride.clone(), stride], 64, DType::F32)?])
+        }),
+        ("pooling", |b| {
+            let x = input(b, "x", DType::F32, &[1, 32, 40, 40]);
+            let w = WindowDim { stride: 2, ..WindowDim::unit() };
+            Ok(vec![b.window_reduce(Monoid::Max, x, &[3, 3], &[w.clone(), w])?])
+        }),
+        ("transpose", |b| {
+            let x = input(b, "x", DType::I64, &[28, 12, 66]);
+            Ok(vec![b.transpose(x, &[2, 0, 1])?])
+        }),
+        ("gather", |b| {
+            let x = input(b, "x", DType::F32, &[50, 128]);
+            let i = input(b, "i", DType::I32, &[64]);
+            Ok(vec![b.gather(x, i, 0)?])
+        }),
+        ("scatter", |b| {
+            let x = input(b, "x", DType::F32, &[50, 128]);
+            let i = input(b, "i", DType::I64, &[64]);
+            let u = input(b, "u", DType::F32, &[64, 128]);
+            Ok(vec![b.scatter(x, i, u, Combine::Add)?])
+        }),
+        ("prefix sums", |b| {
+            let x = input(b, "x", DType::I32, &[48, 64]);
+            Ok(vec![b.cumulative(Monoid::Sum, x, 1, false, false)?])
+        }),
+        ("sort", |b| {
+            let x = input(b, "x", DType::F32, &[24, 33]);
+            b.sort(&[x], 1, true)
+        }),
+        ("top", |b| {
+            let x = input(b, "x", DType::F32, &[24, 64]);
+            let (v, i) = b.top_k(x, 1, &Dim::from(4), true)?;
+            Ok(vec![v, i])
+        }),
+        ("extremes of doubles, flags", |b| {
+            let x = input(b, "x", DType::F64, &[48, 128]);
+            let m = b.reduce_max(x, &[1], false)?;
+            let n = b.arg_reduce(x, false, 1, false)?;
+            let zero = b.scalar(DType::F64, 0.0)?;
+            let p = b.gt(x, zero)?;
+            let any = b.reduce_max(p, &[0], false)?;
+            Ok(vec![m, n, any])
+        }),
+    ];
+    all.into_iter()
+        .map(|(name, build)| {
+            let mut b = Builder::new(name);
+            let out = build(&mut b).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let out: Vec<_> = out.into_iter().enumerate().map(|(i, v)| (format!("out{i}"), v)).collect();
+            (name, b.finish(&out).unwrap_or_else(|e| panic!("{name}: {e}")))
+        })
+        .collect()
+}
