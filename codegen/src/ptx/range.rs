@@ -62,10 +62,10 @@ impl Emitter<'_> {
         Ok(match inst {
             Inst::Iota { .. } => Some(self.lane),
             Inst::Splat(v) => self.narrow_reg(*v),
-            Inst::Extract(v, 0, lane) => match self.narrow_reg(*v) {
-                Some(r) => Some(self.broadcast_lane(r, Operand::Int((*lane).into()))),
-                None => None,
-            },
+            Inst::Extract(v, 0, lane) => {
+                let vector = self.narrow_reg(*v);
+                vector.map(|r| self.broadcast_lane(r, Operand::Int((*lane).into())))
+            }
             Inst::Convert(_, v) if matches!(self.ty(*v)?.dtype, DType::I32 | DType::U32) => {
                 Some(self.reg(*v)?)
             }
