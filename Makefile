@@ -22,6 +22,9 @@ PYTHON := .venv/bin/python
 # Asked for in the recipes, after setup: it may have installed LLVM.
 FEATURES = --no-default-features --features "$$(scripts/features.sh)"
 
+# A compiler with faults in it, all of which the debugging tools have to find.
+PLANTED := --package kernelsmith-tests --test planted --no-default-features --features cranelift,planted-faults
+
 .PHONY: run test build lint bench suite bless clean setup program tests doctests python-tests
 
 setup:
@@ -44,8 +47,10 @@ tests: setup
 	@scripts/ptxas.sh >/dev/null 2>&1 || echo "skipped: tests that assemble PTX need scripts/ptxas.sh"
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	    set -x; cargo nextest run --cargo-profile $(PROFILE) --workspace $(FEATURES) --no-tests pass; \
+	    cargo nextest run --cargo-profile $(PROFILE) $(PLANTED); \
 	else \
 	    set -x; cargo test --profile $(PROFILE) --workspace --lib --bins --tests $(FEATURES); \
+	    cargo test --profile $(PROFILE) $(PLANTED); \
 	fi
 
 doctests: setup

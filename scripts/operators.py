@@ -29,7 +29,8 @@ Written by `scripts/operators.py` from the importer's registry and the results o
 ones up to 28 are. *Cases*: those of the suite whose model holds the operator. A dash: the suite has none, and the
 tests of this repository are what checks it (`frontend/tests/operators`, `tests/python/test_contrib.py`).
 
-Operators of a model's own functions (FunctionProto) are expanded and need no row here.
+Operators of a model's own functions (FunctionProto) are expanded and need no row here. Maps are no tensors: `ZipMap`
+gives the tensor of its scores, and `CastMap` and `DictVectorizer`, which take maps, are not there.
 """
 
 

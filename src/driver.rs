@@ -36,6 +36,14 @@ pub struct CompileOptions {
     /// Schedules that `kernelsmith tune` found.
     pub tuned: Option<Arc<Tuned>>,
     pub limits: Limits,
+    /// How many decisions the passes take; for finding a bad one.
+    pub decisions: passes::limits::Limits,
+    /// A fault that a test wants found.
+    #[cfg(feature = "planted-faults")]
+    pub planted: Option<passes::planted::Fault>,
+    /// One more: the expansion of `erf` is off by a thousandth.
+    #[cfg(feature = "planted-faults")]
+    pub wrong_erf: bool,
     /// Where compiled programs and kernels are kept; `None`: nowhere.
     pub cache: Option<CacheOptions>,
 }
@@ -47,8 +55,24 @@ impl CompileOptions {
             math: self.math,
             states: self.states.clone(),
             tuned: self.tuned.clone(),
+            limits: self.decisions.clone(),
+            #[cfg(feature = "planted-faults")]
+            planted: self.planted,
             ..passes::Options::default()
         }
+    }
+}
+
+impl CompileOptions {
+    /// What legalisation is asked for.
+    pub(crate) fn legalisation(&self) -> codegen::legalise::Options {
+        #[cfg_attr(not(feature = "planted-faults"), expect(unused_mut))]
+        let mut options = codegen::legalise::Options::from(self.math);
+        #[cfg(feature = "planted-faults")]
+        {
+            options.wrong_erf = self.wrong_erf;
+        }
+        options
     }
 }
 
@@ -71,6 +95,9 @@ pub enum Error {
     /// Inputs that do not fit the model.
     #[error("{0}")]
     Input(String),
+    /// What ONNX cannot say.
+    #[error("export: {0}")]
+    Export(String),
     #[error("{0}")]
     Usage(String),
 }
@@ -87,7 +114,7 @@ impl Error {
             Error::Import(d) if d.iter().any(|d| d.kind == frontend::Kind::Limit) => 5,
             Error::Import(d) if d.iter().all(|d| d.kind == frontend::Kind::Unsupported) => 3,
             Error::Import(_) | Error::Input(_) | Error::Array(_) => 4,
-            Error::Passes(passes::PassError::Unsupported { .. }) => 3,
+            Error::Passes(passes::PassError::Unsupported { .. }) | Error::Export(_) => 3,
             Error::Codegen(codegen::CodegenError::UnknownBackend { .. }) | Error::Usage(_) => 2,
             Error::Passes(passes::PassError::State { .. }) => 2,
             Error::Passes(_) | Error::Codegen(_) => 70,
@@ -289,6 +316,19 @@ pub fn compile_lowered(module: Module, options: &CompileOptions) -> Result<(Comp
     Ok((finish(lowered.clone(), options, &machine, None, times)?, lowered))
 }
 
+/// The canonical graph of a model.
+///
+/// # Errors
+/// Those of the passes.
+pub fn canonical(mut module: Module, options: &CompileOptions) -> Result<Module, Error> {
+    give_bytes(&mut module)?;
+    let target = backend(options)?.target();
+    match passes::run_until(module, &target, &options.passes(), passes::Stage::Canonical)? {
+        passes::State::Graph(m) => Ok(m),
+        _ => Err(Error::Usage("the canonical stage is not a graph".into())),
+    }
+}
+
 /// The model as kernels without schedules.
 pub(crate) fn plan(
     mut module: Module,
@@ -368,7 +408,7 @@ fn ms(since: Instant) -> f64 {
 }
 
 /// Splat and random constants become bytes, which is all that a program can hold.
-fn give_bytes(module: &mut Module) -> Result<(), Error> {
+pub(crate) fn give_bytes(module: &mut Module) -> Result<(), Error> {
     for c in &mut module.consts {
         if matches!(c.source, ConstSource::Splat(_) | ConstSource::Random { .. }) {
             c.source = ConstSource::Bytes(Arc::new(interp::materialise(c)?.data));

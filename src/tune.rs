@@ -153,8 +153,8 @@ type Nanos = HashMap<(usize, usize), u64>;
 
 impl Bench<'_> {
     fn model(&self, tuned: &Tuned) -> Result<Context, Error> {
-        let lowered: Lowered =
-            passes::lower_kernels(self.planned.clone(), &self.backend.target(), Some(tuned))?;
+        let options = passes::Options { tuned: Some(Arc::new(tuned.clone())), ..self.options.passes() };
+        let lowered: Lowered = passes::lower_kernels(self.planned.clone(), &self.backend.target(), &options)?;
         let (program, _) =
             codegen::program::build(&lowered, &*self.backend, self.options.math, Some(&self.memory))?;
         Ok(Context::new(Model::load(program, self.pool.clone(), self.options.limits)?))

@@ -9,11 +9,13 @@
 use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, repeats, static_elems};
 use crate::kernels::{Build, KernelUnit};
+use crate::limits::{ALGORITHMS, FUSIONS, Fuel, HOMES};
 use crate::pull::{Home, PullError, Unit, locate};
 use crate::{col2im, winograd};
 use ir::graph::State;
 use ir::prim::WindowDim;
 use ir::{DType, Layout, OpId, Origin, Prim, TensorType, ValueId};
+use std::cell::RefCell;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 const PASS: &str = "group";
@@ -90,12 +92,15 @@ struct Planner<'a> {
     demanded: Vec<bool>,
     choices: Choices,
     temps: Vec<Temp>,
+    fuel: &'a Fuel,
+    /// Whether a region may take a value: it is grown more than once.
+    fusions: RefCell<HashMap<(OpId, ValueId), bool>>,
 }
 
 /// Groups the ops of one graph; `states` are those among its inputs and outputs.
-pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices) -> Result<Plan> {
+pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices, fuel: &Fuel) -> Result<Plan> {
     let facts = GraphFacts::new(unit);
-    let mut homes = find_homes(unit, &facts);
+    let mut homes = find_homes(unit, &facts, fuel);
     for s in states {
         // rows behind those that others read are written: the input may lie in the result
         let (input, value) = (unit.graph.inputs[s.input], unit.graph.outputs[s.output]);
@@ -103,7 +108,17 @@ pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices) 
         homes.insert(input, Home { value, offset });
     }
     let demanded = vec![false; unit.graph.value_count()];
-    let mut p = Planner { unit, origins, facts, homes, demanded, choices, temps: Vec::new() };
+    let mut p = Planner {
+        unit,
+        origins,
+        facts,
+        homes,
+        demanded,
+        choices,
+        temps: Vec::new(),
+        fuel,
+        fusions: RefCell::default(),
+    };
     for &v in &unit.graph.outputs {
         p.demand(v);
     }
@@ -113,7 +128,7 @@ pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices) 
         items.extend(p.visit(op)?.into_iter().rev());
     }
     items.reverse();
-    let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact);
+    let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact, fuel);
     Ok(Plan { items, homes: p.homes, constant: p.facts.constant, layouts, temps: p.temps })
 }
 
@@ -121,7 +136,7 @@ pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices) 
 ///
 /// The last such user gets the value. A concat of values that lie side by side in a later, longer one
 /// (dense blocks) is a part of that one.
-fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
+fn find_homes(unit: Unit, facts: &GraphFacts, fuel: &Fuel) -> HashMap<ValueId, Home> {
     let g = unit.graph;
     let mut homes: HashMap<ValueId, Home> = HashMap::new();
     for &id in g.order.iter().rev() {
@@ -135,6 +150,7 @@ fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
             && !homes.contains_key(&result)
             && matches!(op.prim, Prim::Concat { .. })
             && let Some(home) = side_by_side(&op.operands, &pieces, &homes)
+            && fuel.allow(HOMES, op.origin, || format!("%{} in %{}", result.0, home.value.0))
         {
             homes.insert(result, home);
             continue;
@@ -156,6 +172,9 @@ fn find_homes(unit: Unit, facts: &GraphFacts) -> HashMap<ValueId, Home> {
                 && facts.constant[x.index()] == facts.constant[result.index()]
                 && facts.known_before(&g[result].ty.shape, facts.position[def.index()])
                 && facts.known_before(&offset, facts.position[def.index()])
+                && fuel.allow(HOMES, g[def].origin, || {
+                    format!("{} %{} in {} %{}", g[def].prim.name(), x.0, op.prim.name(), result.0)
+                })
             {
                 homes.insert(x, Home { value: result, offset });
             }
@@ -291,6 +310,13 @@ impl Planner<'_> {
             let same = g[root].ty.shape == g[conv].ty.shape;
             (same && self.facts.constant[w.index()]).then_some((winograd::Site { conv, x, w, root }, form))
         })?;
+        let what = || {
+            let name = if matches!(form, Form::Winograd) { "winograd" } else { "col2im" };
+            format!("{name} for convolve %{}", site.conv.0)
+        };
+        if !self.fuel.allow(ALGORITHMS, g[id].origin, what) {
+            return None;
+        }
         let inline = |v: ValueId| region.contains(&v);
         let build =
             Build { unit: self.unit, homes: &self.homes, inline: &inline, limit: self.choices.limit, op: id };
@@ -441,7 +467,12 @@ impl Planner<'_> {
                     && !self.facts.output[v.index()]
                     && !self.demanded[v.index()]
                     && !self.homes.contains_key(&v);
-            if !is_root && (forced.contains(&v) || !self.takes(v, def, &c, exclusive, has_gemm, root_init)) {
+            let taken = || {
+                !forced.contains(&v)
+                    && self.takes(v, def, &c, exclusive, has_gemm, root_init)
+                    && self.may_fuse(op, v, def)
+            };
+            if !is_root && !taken() {
                 continue;
             }
             region.insert(v);
@@ -458,6 +489,18 @@ impl Planner<'_> {
             }
         }
         region
+    }
+
+    /// Asks for the decision to compute `v` inside of the kernel of `op`. Index patterns are no decision.
+    fn may_fuse(&self, op: OpId, v: ValueId, def: OpId) -> bool {
+        let g = self.unit.graph;
+        if class(&g[def].prim) == Class::Source {
+            return true;
+        }
+        *self.fusions.borrow_mut().entry((op, v)).or_insert_with(|| {
+            let what = || format!("{} %{} into {}", g[def].prim.name(), v.0, g[op].prim.name());
+            self.fuel.allow(FUSIONS, g[def].origin, what)
+        })
     }
 
     /// What being operand `n` of `v`'s op means for `x`.

@@ -8,6 +8,7 @@ use crate::error::{PassError, Result};
 use crate::facts::static_elems;
 use crate::group::{Choices, Item, Plan, plan};
 use crate::kernels::KernelUnit;
+use crate::limits::Fuel;
 use crate::pull::Unit;
 use crate::schedule::operands::Operand;
 use ir::host::{Buffer, BufferId, Place, Step};
@@ -34,7 +35,7 @@ pub struct Planned {
 }
 
 /// Groups all graphs of the module and schedules their kernels.
-pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result<Planned> {
+pub fn schedule(module: Module, target: &TargetDesc, choices: Choices, fuel: &Fuel) -> Result<Planned> {
     let mut s = Scheduler {
         consts: &module.consts,
         origins: &module.origins,
@@ -44,6 +45,7 @@ pub fn schedule(module: Module, target: &TargetDesc, choices: Choices) -> Result
         kernel_ids: HashMap::new(),
         const_buffers: HashMap::new(),
         choices,
+        fuel,
         target,
         needs: HashMap::new(),
         packed: HashMap::new(),
@@ -94,6 +96,7 @@ pub(crate) struct Scheduler<'m> {
     kernel_ids: HashMap<String, usize>,
     const_buffers: HashMap<ConstId, BufferId>,
     choices: Choices,
+    pub(crate) fuel: &'m Fuel,
     pub(crate) target: &'m TargetDesc,
     /// What contractions need of their operands, by [`kernel_key`].
     pub(crate) needs: HashMap<String, Vec<Operand>>,
@@ -220,9 +223,15 @@ impl Scheduler<'_> {
     /// Schedules the kernels and control flow of one graph.
     pub(crate) fn graph(&mut self, f: &mut Frame) -> Result<()> {
         let symbols = self.symbols.clone();
-        let unit = Unit { graph: f.graph, consts: self.consts, symbols: &symbols };
+        let unit = Unit {
+            graph: f.graph,
+            consts: self.consts,
+            symbols: &symbols,
+            #[cfg(feature = "planted-faults")]
+            off_by_one: self.fuel.planted(crate::planted::Fault::Pull),
+        };
         let states = if f.main { self.states } else { &[] };
-        f.plan = plan(unit, self.origins, states, self.choices)?;
+        f.plan = plan(unit, self.origins, states, self.choices, self.fuel)?;
         f.steps.push(self.layout());
         let mut checks = self.checks(f.graph)?.into_iter().peekable();
         let items = std::mem::take(&mut f.plan.items);

@@ -7,6 +7,7 @@
 //! resizing tie to an operand (unless it has a handful of channels) or result of a convolution or a spatial window.
 
 use crate::facts::{Class, class};
+use crate::limits::{Fuel, LAYOUTS};
 use crate::pull::Home;
 use ir::layout::Frag;
 use ir::{DType, Graph, Layout, Prim, TensorType, ValueId};
@@ -14,7 +15,12 @@ use petgraph::unionfind::UnionFind;
 use std::collections::HashMap;
 
 /// Layouts other than row-major, by value. `exact`: values that must be row-major.
-pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> HashMap<ValueId, Layout> {
+pub fn assign(
+    graph: &Graph,
+    homes: &HashMap<ValueId, Home>,
+    exact: &[bool],
+    fuel: &Fuel,
+) -> HashMap<ValueId, Layout> {
     let n = graph.value_count();
     let mut parts = UnionFind::<usize>::new(n);
     let mut seeds = Vec::new();
@@ -60,6 +66,7 @@ pub fn assign(graph: &Graph, homes: &HashMap<ValueId, Home>, exact: &[bool]) -> 
                 && !exact[v.index()]
                 && !home
                 && !matches!(class(&op.prim), Class::Const | Class::Host)
+                && fuel.allow(LAYOUTS, op.origin, || format!("{} %{} channels last", op.prim.name(), v.0))
             {
                 layouts.insert(v, activation(&graph[v].ty));
             }

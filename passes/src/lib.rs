@@ -10,6 +10,7 @@
 //! layout       how each buffer lies in memory
 //! host         the order of calls, sizes, control flow
 //! chain        kernels that share an outer domain, as one
+//! limits       how many decisions passes take
 //! place        lifetimes and arena offsets
 //! schedule, lower                                               kernels -> loop IR
 //! ```
@@ -28,11 +29,14 @@ pub mod index;
 pub mod kernel_exec;
 pub mod kernels;
 pub mod layout;
+pub mod limits;
 pub mod lower;
 pub mod normalise;
 mod packs;
 pub mod pipeline;
 pub mod place;
+#[cfg(feature = "planted-faults")]
+pub mod planted;
 pub mod pull;
 pub mod schedule;
 mod stage;
@@ -47,6 +51,7 @@ pub use pipeline::{Stage, State, run_until};
 use ir::host::Lowered;
 use ir::target::TargetDesc;
 use ir::{Math, Module};
+use limits::Limits;
 use rayon::prelude::*;
 use schedule::tuned::Tuned;
 use std::sync::Arc;
@@ -65,8 +70,13 @@ pub struct Options {
     pub states: Vec<graph::StateSpec>,
     /// Schedules to take in place of the default ones.
     pub tuned: Option<Arc<Tuned>>,
+    /// How many decisions passes take; for finding a bad one.
+    pub limits: Limits,
     /// Verify after each pass.
     pub verify: bool,
+    /// A fault that a test wants found.
+    #[cfg(feature = "planted-faults")]
+    pub planted: Option<planted::Fault>,
 }
 
 impl Default for Options {
@@ -77,7 +87,10 @@ impl Default for Options {
             math: Math::Default,
             states: Vec::new(),
             tuned: None,
+            limits: Limits::default(),
             verify: cfg!(debug_assertions),
+            #[cfg(feature = "planted-faults")]
+            planted: None,
         }
     }
 }
@@ -103,12 +116,15 @@ pub fn compile(module: Module, target: &TargetDesc, options: &Options) -> Result
 ///
 /// # Errors
 /// The first kernel's that cannot be lowered.
-pub fn lower_kernels(p: Planned, target: &TargetDesc, tuned: Option<&Tuned>) -> Result<Lowered> {
+pub fn lower_kernels(p: Planned, target: &TargetDesc, options: &Options) -> Result<Lowered> {
+    let scheduled = options.limits.of(limits::SCHEDULES).unwrap_or(u64::MAX);
     let kernels = p
         .kernels
         .par_iter()
-        .map(|k| match k.stages.is_empty() {
-            true => schedule::lower_tuned(k, &p.module.symbols, target, tuned),
+        .enumerate()
+        .map(|(i, k)| match k.stages.is_empty() {
+            _ if i as u64 >= scheduled => schedule::lower_plainly(k, &p.module.symbols, target),
+            true => schedule::lower_tuned(k, &p.module.symbols, target, options),
             false => chain::lower_chain(k, &p.module.symbols, target),
         })
         .collect::<Vec<_>>()

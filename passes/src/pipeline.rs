@@ -2,6 +2,7 @@
 
 use crate::error::{PassError, Result};
 use crate::host::Planned;
+use crate::limits::Fuel;
 use crate::{Options, chain, graph, host, place};
 use ir::Module;
 use ir::host::Lowered;
@@ -47,6 +48,8 @@ pub enum State {
 pub struct Cx<'a> {
     pub target: &'a TargetDesc,
     pub options: &'a Options,
+    /// Counts what the passes decide.
+    pub fuel: &'a Fuel,
 }
 
 /// One row of the pipeline.
@@ -73,38 +76,38 @@ pub const PASSES: &[Pass] = &[
         reason: "products of quantised tensors on bytes; before inlining, which takes the names away",
         run: |s, cx| {
             let whole = cx.options.math.reassociates();
-            on_graph(s, |m| if whole { graph::integer_products(m) } else { Ok(()) })
+            on_graph(s, |m| if whole { graph::integer_products(m, cx.fuel) } else { Ok(()) })
         },
     },
     Pass {
         name: "inline-composites",
         stage: Stage::Canonical,
         reason: "names of composites are hints; every later pass sees primitives only",
-        run: |s, _| on_graph(s, graph::inline_composites),
+        run: |s, cx| on_graph(s, |m| graph::inline_composites(m, cx.fuel)),
     },
     Pass {
         name: "fold-constants",
         stage: Stage::Canonical,
         reason: "first, so that simplify meets constants where there are any",
-        run: |s, _| on_graph(s, graph::fold_constants),
+        run: |s, cx| on_graph(s, |m| graph::fold_constants(m, cx.fuel)),
     },
     Pass {
         name: "simplify",
         stage: Stage::Canonical,
         reason: "identities, and branches whose condition is known",
-        run: |s, _| on_graph(s, graph::simplify),
+        run: |s, cx| on_graph(s, |m| graph::simplify(m, cx.fuel)),
     },
     Pass {
         name: "densify-convolutions",
         stage: Stage::Canonical,
         reason: "products by zeros are not computed; before folding, which packs the weights, and before their pads",
-        run: |s, _| on_graph(s, graph::densify_convolutions),
+        run: |s, cx| on_graph(s, |m| graph::densify_convolutions(m, cx.fuel)),
     },
     Pass {
         name: "fold-again",
         stage: Stage::Canonical,
         reason: "what simplify brought together may be constant now",
-        run: |s, _| on_graph(s, graph::fold_constants),
+        run: |s, cx| on_graph(s, |m| graph::fold_constants(m, cx.fuel)),
     },
     Pass {
         name: "bind-states",
@@ -120,32 +123,34 @@ pub const PASSES: &[Pass] = &[
             // without such an instruction there is nothing to gain for the digits that are lost
             let native = cx.target.words(ir::kernel::Dot::Bf16).is_some();
             let bf16 = cx.options.math == ir::Math::Bf16 && native;
-            on_graph(s, |m| if bf16 { graph::bf16_products(m) } else { Ok(()) })
+            on_graph(s, |m| if bf16 { graph::bf16_products(m, cx.fuel) } else { Ok(()) })
         },
     },
     Pass {
         name: "separate-pads",
         stage: Stage::Canonical,
         reason: "convolutions without guards; before cse, since branches often pad the same value",
-        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.math.reassociates())),
+        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.math.reassociates(), cx.fuel)),
     },
     Pass {
         name: "cse",
         stage: Stage::Canonical,
         reason: "after the rewrites, which make equal ops out of different ones",
-        run: |s, _| on_graph(s, graph::cse),
+        run: |s, cx| on_graph(s, |m| graph::cse(m, cx.fuel)),
     },
     Pass {
         name: "dce",
         stage: Stage::Canonical,
         reason: "grouping counts uses: dead ones would keep values in buffers",
-        run: |s, _| on_graph(s, graph::dce),
+        run: |s, cx| on_graph(s, |m| graph::dce(m, cx.fuel)),
     },
     Pass {
         name: "group",
         stage: Stage::Kernels,
         reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
-        run: |s, cx| Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices())?)),
+        run: |s, cx| {
+            Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices(), cx.fuel)?))
+        },
     },
     Pass {
         name: "fuse-chains",
@@ -154,7 +159,7 @@ pub const PASSES: &[Pass] = &[
                  of which it needs fewer",
         run: |s, cx| {
             let mut p = planned(s)?;
-            chain::fuse(&mut p, cx.target);
+            chain::fuse(&mut p, cx.target, cx.fuel);
             Ok(State::Planned(p))
         },
     },
@@ -162,9 +167,9 @@ pub const PASSES: &[Pass] = &[
         name: "place-buffers",
         stage: Stage::Kernels,
         reason: "arena offsets; last, since every pass before it may add buffers",
-        run: |s, _| {
+        run: |s, cx| {
             let mut p = planned(s)?;
-            place::place(&mut p.buffers, &mut p.steps, &p.module.symbols);
+            place::place(&mut p, cx.fuel);
             Ok(State::Planned(p))
         },
     },
@@ -172,9 +177,7 @@ pub const PASSES: &[Pass] = &[
         name: "lower-kernels",
         stage: Stage::Loops,
         reason: "a schedule for each kernel, and the kernel in loop IR under that schedule",
-        run: |s, cx| {
-            Ok(State::Lowered(crate::lower_kernels(planned(s)?, cx.target, cx.options.tuned.as_deref())?))
-        },
+        run: |s, cx| Ok(State::Lowered(crate::lower_kernels(planned(s)?, cx.target, cx.options)?)),
     },
 ];
 
@@ -203,15 +206,24 @@ fn planned(s: State) -> Result<Planned> {
 /// # Errors
 /// The first error of a pass, or of the verifier after it where [`Options::verify`] is set.
 pub fn run_until(module: Module, target: &TargetDesc, options: &Options, stage: Stage) -> Result<State> {
-    let cx = Cx { target, options };
-    let mut state = State::Graph(module);
-    for pass in PASSES.iter().take_while(|p| p.stage <= stage) {
-        state = (pass.run)(state, &cx)?;
-        if options.verify {
-            verify(&state, pass.name)?;
+    let fuel = Fuel::new(options);
+    let cx = Cx { target, options, fuel: &fuel };
+    PASSES.iter().take_while(|p| p.stage <= stage).try_fold(State::Graph(module), |s, p| p.apply(s, &cx))
+}
+
+impl Pass {
+    /// Runs this pass alone.
+    ///
+    /// # Errors
+    /// As [`run_until`].
+    pub fn apply(&self, state: State, cx: &Cx) -> Result<State> {
+        cx.fuel.enter(self.name);
+        let state = (self.run)(state, cx)?;
+        if cx.options.verify {
+            verify(&state, self.name)?;
         }
+        Ok(state)
     }
-    Ok(state)
 }
 
 fn verify(state: &State, pass: &'static str) -> Result<()> {

@@ -6,9 +6,10 @@
 //! the first use. Buffers of static size get offsets by best fit, largest first. Buffers of symbolic
 //! size share slots with others that live at other times; a slot is as large as its largest member.
 
-use crate::host::symbols_of;
+use crate::host::{Planned, symbols_of};
+use crate::limits::{Fuel, SHARINGS};
 use ir::host::{Buffer, BufferId, Place, Step};
-use ir::{Dim, Sym, SymKind, Symbols};
+use ir::{Dim, OriginId, Sym, SymKind, Symbols};
 use std::collections::{HashMap, HashSet};
 
 /// Alignment of arena buffers in bytes.
@@ -34,6 +35,8 @@ struct Walk<'a> {
     /// Number of the step being walked.
     at: usize,
     lives: HashMap<BufferId, Life>,
+    /// The node of the first kernel that has the buffer.
+    made: HashMap<BufferId, OriginId>,
     markers: Vec<Marker>,
     known: HashSet<Sym>,
     scopes: Vec<usize>,
@@ -46,12 +49,16 @@ struct Walk<'a> {
 }
 
 /// Gives every arena buffer its offset and fills in the `Layout` steps.
-pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
+pub fn place(p: &mut Planned, fuel: &Fuel) {
+    let Planned { buffers, steps, module, .. } = p;
+    let symbols = &module.symbols;
+    let names: Vec<String> = buffers.iter().map(|b| b.name.clone()).collect();
     let known = (0..symbols.infos.len() as u32).map(Sym);
     let known = known.filter(|s| symbols.get(*s).kind == SymKind::Entry).collect();
     let mut walk = Walk {
         at: 0,
         lives: HashMap::new(),
+        made: HashMap::new(),
         markers: Vec::new(),
         known,
         scopes: Vec::new(),
@@ -61,7 +68,7 @@ pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
         buffers,
     };
     walk.steps(steps);
-    let Walk { lives, markers, ends, rebinds, binds, .. } = walk;
+    let Walk { lives, made, markers, ends, rebinds, binds, .. } = walk;
 
     // which marker lays each buffer out
     let mut members: Vec<Vec<BufferId>> = vec![Vec::new(); markers.len()];
@@ -116,6 +123,10 @@ pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
         let span = |id: &BufferId| {
             let life = &lives[id];
             let mut last = life.last;
+            #[cfg(feature = "planted-faults")]
+            if fuel.planted(crate::planted::Fault::Place) {
+                last = last.saturating_sub(1).max(life.first);
+            }
             for (&scope, &end) in &ends {
                 if life.first < scope && life.last > scope && life.last <= end && rebinds.contains_key(&scope)
                 {
@@ -125,7 +136,11 @@ pub fn place(buffers: &mut [Buffer], steps: &mut [Step], symbols: &Symbols) {
             (life.first, last)
         };
         let spans: HashMap<BufferId, (usize, usize)> = arena.iter().map(|b| (*b, span(b))).collect();
-        let end = assign(buffers, &arena, &spans, base, symbols);
+        let shares = |id: BufferId| {
+            let origin = made.get(&id).copied().unwrap_or(OriginId(0));
+            fuel.allow(SHARINGS, origin, || format!("buffer {}", names[id.0 as usize]))
+        };
+        let end = assign(buffers, &arena, &spans, base, symbols, &shares);
         end_of.push(end);
     }
     let mut next = 0;
@@ -190,7 +205,12 @@ impl Walk<'_> {
                 let known = self.known.clone();
                 self.markers.push(Marker { at: self.at, scopes: self.scopes.clone(), known });
             }
-            Step::Call { args, .. } => args.iter().for_each(|b| self.mention(*b)),
+            Step::Call { args, origin, .. } => {
+                for b in args {
+                    self.mention(*b);
+                    self.made.entry(*b).or_insert(*origin);
+                }
+            }
             Step::Copy { from, to } | Step::Append { from, to, .. } => {
                 self.mention(*from);
                 self.mention(*to);
@@ -251,6 +271,7 @@ fn assign(
     spans: &HashMap<BufferId, (usize, usize)>,
     base: Dim,
     symbols: &Symbols,
+    shares: &dyn Fn(BufferId) -> bool,
 ) -> Dim {
     let size = |b: &Buffer| round_up(&b.bytes, symbols);
     let mut fixed: Vec<(BufferId, i64)> = Vec::new();
@@ -285,7 +306,12 @@ fn assign(
             }
             at = at.max(hi);
         }
-        let offset = best.unwrap_or(at);
+        let mut offset = best.unwrap_or(at);
+        // bytes that another buffer has at another time
+        let shared = placed.iter().any(|&(lo, len, _)| offset < lo + len && lo < offset + n);
+        if shared && !shares(id) {
+            offset = end;
+        }
         placed.push((offset, n, span));
         end = end.max(offset.saturating_add(n));
         buffers[id.0 as usize].place = Place::Arena { offset: &base + Dim::from(offset) };
@@ -298,7 +324,7 @@ fn assign(
         let slot = slots.iter_mut().find(|s| {
             s.members.iter().all(|m| !overlap(spans[m], span)) && s.grow(&bytes, symbols).is_some()
         });
-        match slot {
+        match slot.filter(|_| shares(id)) {
             Some(slot) => {
                 slot.size = slot.grow(&bytes, symbols).unwrap_or(bytes);
                 slot.members.push(id);

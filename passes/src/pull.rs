@@ -17,6 +17,9 @@ pub struct Unit<'a> {
     pub graph: &'a Graph,
     pub consts: &'a [ConstData],
     pub symbols: &'a Symbols,
+    /// [`crate::planted::Fault::Pull`]
+    #[cfg(feature = "planted-faults")]
+    pub off_by_one: bool,
 }
 
 /// Where a value that is not pulled lies: in the buffer of another value, from an index on.
@@ -391,6 +394,8 @@ impl<'a> Puller<'a> {
                 self.pull(x, from)?
             }
             Prim::Slice { start, step, .. } => {
+                #[cfg(feature = "planted-faults")]
+                let start = &crate::planted::early(start, self.unit.off_by_one && self.pulled.len() > 1);
                 let from = index.iter().zip(start).zip(step);
                 let from = from.map(|((i, s), &step)| s + i * Dim::from(step)).collect();
                 self.pull(operand(0)?, from)?

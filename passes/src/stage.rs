@@ -6,6 +6,7 @@
 use crate::error::Result;
 use crate::host::{Frame, Planned, Scheduler, buffer_bytes};
 use crate::kernels::children;
+use crate::limits::STAGINGS;
 use crate::schedule::operands::{Need, Operand, operands};
 use ir::host::{Buffer, BufferId, Place, Step};
 use ir::kernel::{Access, Axis, BufId, Expr, ExprId, Kernel, Stmt};
@@ -26,19 +27,28 @@ impl Scheduler<'_> {
         for (b, id) in kernel.buffers.iter_mut().zip(&args) {
             let buffer = &self.out.buffers[id.0 as usize];
             b.layout.clone_from(&buffer.layout);
+            #[cfg(feature = "planted-faults")]
+            if b.access == Access::Read && self.fuel.planted(crate::planted::Fault::Layout) {
+                crate::planted::confuse(&mut b.layout);
+            }
             b.constant = matches!(buffer.place, Place::Const(_) | Place::Init) && b.access == Access::Read;
         }
         for needed in self.needs(&kernel)? {
             match needed.need {
                 Need::Pack(layout) => {
                     let Some(buf) = needed.buf else { continue };
+                    if !self.fuel.allow(STAGINGS, origin, || format!("{} packs", kernel.name)) {
+                        continue;
+                    }
                     let packed = self.packed(args[buf.0 as usize], &layout, origin);
                     args[buf.0 as usize] = packed;
                     kernel.buffers[buf.0 as usize].layout = layout;
                 }
                 Need::Stage(axes) => {
                     let Some(extents) = extents(&kernel, &axes) else { continue };
-                    if !is_reused(&kernel, &axes) {
+                    if !is_reused(&kernel, &axes)
+                        || !self.fuel.allow(STAGINGS, origin, || format!("{} stages", kernel.name))
+                    {
                         continue;
                     }
                     let (staged, buffer) =
@@ -52,6 +62,9 @@ impl Scheduler<'_> {
             }
         }
         for (buf, layout) in lanes_last(&kernel) {
+            if !self.fuel.allow(STAGINGS, origin, || format!("{} packs by lanes", kernel.name)) {
+                continue;
+            }
             let packed = self.packed(args[buf.0 as usize], &layout, origin);
             args[buf.0 as usize] = packed;
             kernel.buffers[buf.0 as usize].layout = layout;

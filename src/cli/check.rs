@@ -50,10 +50,20 @@ fn report(model: &Path, problems: &[Diagnostic], extracted: &[Option<PathBuf>]) 
         println!("{}: good", model.display());
         return;
     }
-    for (d, e) in problems.iter().zip(extracted) {
+    let like = |a: &Diagnostic, b: &Diagnostic| a.number() == b.number() && a.message == b.message;
+    for (i, (d, e)) in problems.iter().zip(extracted).enumerate() {
+        // what is wrong at many nodes is said once
+        if d.node.is_some() && problems[..i].iter().any(|before| like(before, d)) {
+            continue;
+        }
         println!("{d}");
         if let Some(path) = e {
             println!("  extracted: {}", path.display());
+        }
+        for other in problems[i + 1..].iter().filter(|other| like(other, d)) {
+            let Some(node) = &other.node else { continue };
+            let source = other.source.as_ref().map_or_else(String::new, |s| format!(", from {s}"));
+            println!("  also at node \"{}\"{source}", node.path);
         }
         println!();
     }

@@ -1,7 +1,9 @@
 //! The command line. Results go to standard output, everything else to standard error.
 
 mod bench;
+mod bisect;
 mod check;
+mod export;
 mod fuzz_graphs;
 mod inputs;
 mod inspect;
@@ -14,11 +16,13 @@ mod verify;
 
 use crate::cache::{CacheOptions, DEFAULT_BYTES};
 use crate::compiled::Compiled;
+use crate::debug::levels::EXPANSIONS;
 use crate::device::DeviceChoice;
 use crate::driver::{CompileOptions, Error, StateSpec};
 use crate::tune::Database;
 use clap::{Args, Parser, Subcommand};
 use ir::Math;
+use passes::limits::{KERNEL_CLASSES, Limits, SCHEDULES};
 use passes::schedule::tuned::Tuned;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +53,10 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Compare the compiled model with the reference interpreter, kernel by kernel.
     Verify(verify::VerifyArgs),
+    /// Find the first decision of the compiler that makes a model's results wrong, and a small model that shows it.
+    Bisect(bisect::BisectArgs),
+    /// Write a model's graph as ONNX, as imported or as the passes leave it.
+    Export(export::ExportArgs),
     /// List everything in a model that is invalid or not supported, without compiling it.
     Check(check::CheckArgs),
     /// Say what a code of `check` means and what to do about it.
@@ -101,6 +109,9 @@ struct CompileArgs {
     /// Schedules found by `tune`, or `off` (default: $XDG_DATA_HOME/kernelsmith/tuned.json, where it exists)
     #[arg(long, value_name = "FILE|off", value_parser = read_tuned)]
     tuned: Option<Schedules>,
+    /// Take so many decisions of a class and no more (`simplify=12`, `fusions=0`), to see what `bisect` saw
+    #[arg(long = "limit", value_name = "CLASS=N", value_parser = parse_limit, hide_short_help = true)]
+    limits: Vec<(String, u64)>,
 }
 
 /// Schedules of a database.
@@ -143,6 +154,7 @@ impl CompileArgs {
             threads: self.threads,
             math: self.math,
             tuned: self.schedules(),
+            decisions: self.limits.iter().fold(Limits::default(), |l, (class, n)| l.with(class, *n)),
             ..Default::default()
         }
     }
@@ -174,6 +186,17 @@ fn parse_dim(s: &str) -> Result<(String, i64), String> {
     let (name, n) = s.rsplit_once('=').ok_or("expected NAME=N")?;
     let n: i64 = n.parse().map_err(|e| format!("{n}: {e}"))?;
     if n < 0 { Err(format!("{n} is negative")) } else { Ok((name.to_string(), n)) }
+}
+
+/// A class of decisions and how many of it are taken.
+fn parse_limit(s: &str) -> Result<(String, u64), String> {
+    let (class, n) = s.split_once('=').ok_or("expected CLASS=N")?;
+    let passes = passes::pipeline::PASSES.iter().map(|p| p.name);
+    let known: Vec<&str> = passes.chain(KERNEL_CLASSES).chain([SCHEDULES, EXPANSIONS]).collect();
+    if !known.contains(&class) {
+        return Err(format!("no decisions of class {class}; there are {}", known.join(", ")));
+    }
+    Ok((class.to_string(), n.parse().map_err(|e| format!("{n}: {e}"))?))
 }
 
 fn parse_state(s: &str) -> Result<StateSpec, String> {
@@ -215,6 +238,8 @@ pub fn main() -> ExitCode {
         Command::Tune(a) => tune::tune(a),
         Command::Inspect(a) => inspect::inspect(a),
         Command::Verify(a) => verify::verify(a),
+        Command::Bisect(a) => bisect::bisect(a),
+        Command::Export(a) => export::export(a),
         Command::Check(a) => check::check(a),
         Command::Explain(a) => check::explain(a),
         Command::Operators(a) => operators::operators(a),

@@ -3,13 +3,16 @@
 use super::inputs::InputArgs;
 use super::{ModelArgs, Outcome, progress};
 use crate::compiled::{Compiled, inputs_of, views};
+use crate::debug::stages::{self, Checked, Effort};
+use crate::debug::tolerance;
 use crate::driver::{self, Error};
 use clap::Args;
-use interp::{Comparison, Tolerance, compare};
+use interp::{Comparison, compare};
 use ir::host::Lowered;
-use ir::prim::BinaryOp;
-use ir::{DType, Layout, Math, Module, Prim, Tensor, ValueId};
+use ir::{DType, Layout, Module, Tensor, ValueId};
+use passes::kernel_exec::Budget;
 use std::collections::HashMap;
+use std::time::Duration;
 
 #[derive(Args)]
 pub(super) struct VerifyArgs {
@@ -17,12 +20,38 @@ pub(super) struct VerifyArgs {
     model: ModelArgs,
     #[command(flatten)]
     inputs: InputArgs,
+    /// Check every stage of the compilation by itself, not only the compiled kernels: graphs after each pass, kernels
+    /// before and after they get places, schedules and machine form
+    #[arg(long)]
+    passes: bool,
+    #[command(flatten)]
+    effort: EffortArgs,
     /// Every comparison, not only deviations
     #[arg(short, long)]
     verbose: bool,
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
+}
+
+/// What checks of stages may cost.
+#[derive(Args, Clone)]
+pub(super) struct EffortArgs {
+    /// With --passes: seconds for graphs; passes beyond are left out, but for the canonical graph
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// With --passes: millions of operations for the kernels of each stage; larger kernels run at some of their points
+    #[arg(long, default_value_t = 100)]
+    effort: u64,
+}
+
+impl EffortArgs {
+    pub(super) fn effort(&self) -> Effort {
+        Effort {
+            graphs: Duration::from_secs_f64(self.seconds.clamp(0.0, 1e6)),
+            kernels: Budget { units: self.effort.saturating_mul(1_000_000) },
+        }
+    }
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
@@ -33,6 +62,26 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let given = if args.inputs.given() { args.inputs.read()? } else { InputArgs::with_seed(0).read()? };
     let module = driver::import_for(&args.model.model, &options, &given.values())?.module;
     let inputs = given.tensors(&inputs_of(&module))?;
+    let mut stages = Vec::new();
+    if args.passes {
+        let mut tell = |c: &Checked| {
+            if !args.json {
+                println!("{c}");
+            }
+        };
+        stages = stages::check(&module, &inputs, &options, args.effort.effort(), &mut tell)?;
+        if stages.iter().any(|c| c.outcome.is_bad()) {
+            if args.json {
+                println!(
+                    "{:#}",
+                    serde_json::json!({"stages": stages.iter().map(stage_json).collect::<Vec<_>>()})
+                );
+            } else {
+                println!("`kernelsmith bisect` finds the decision that is to blame");
+            }
+            return Ok(Outcome::Failed);
+        }
+    }
     let bar = progress("compiling");
     let (compiled, lowered) = driver::compile_lowered(module, &options)?;
     bar.set_message("running");
@@ -40,7 +89,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     bar.set_message("interpreting");
     // the canonical graph, value by value, each computed from what the kernels before it wrote
     let canonical = &lowered.module;
-    let mut report = Report { compared: 0, rows: Vec::new() };
+    let mut report = Report { compared: 0, rows: Vec::new(), stages, verbose: args.verbose };
     let mut pending = values;
     let outputs_want =
         interp::Interp::new(canonical).run_with_values(&inputs, &mut |v: ValueId, want: &Tensor| {
@@ -58,35 +107,6 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     bar.finish_and_clear();
     report.print(args.json);
     Ok(if report.rows.iter().all(|r| r.good) { Outcome::Good } else { Outcome::Failed })
-}
-
-/// How far a kernel's result may be from the interpreter's.
-fn tolerance(m: &Module, v: ValueId, math: Math) -> Tolerance {
-    let dtype = m.graph[v].ty.dtype;
-    match math {
-        // one operand beside a rounding boundary moves a whole step of bf16, and all sums after it
-        Math::Bf16 if dtype == DType::F32 => Tolerance::of_network(DType::BF16),
-        // so does one quantised value
-        _ if is_rounded(m, v) => Tolerance { abs: 1.0, ..Tolerance::EXACT },
-        _ => Tolerance::of_network(dtype),
-    }
-}
-
-/// Bytes that were floats: rounded, or moved since.
-fn is_rounded(m: &Module, v: ValueId) -> bool {
-    let Some(op) = m.graph.def_op(v).map(|op| &m.graph[op]) else { return false };
-    let Some(&x) = op.operands.first() else { return false };
-    let (from, to) = (m.graph[x].ty.dtype, m.graph[v].ty.dtype);
-    match &op.prim {
-        Prim::Convert { .. } => from.is_float() && to.is_int() && to.bytes() == 1,
-        Prim::Bitcast { .. }
-        | Prim::Binary(BinaryOp::Xor)
-        | Prim::Pad { .. }
-        | Prim::Reshape { .. }
-        | Prim::Transpose { .. }
-        | Prim::WindowReduce { .. } => to.bytes() == 1 && is_rounded(m, x),
-        _ => false,
-    }
 }
 
 /// What the kernels wrote, by value of the canonical graph, and the outputs.
@@ -146,6 +166,11 @@ fn logical(bytes: &[u8], dtype: DType, shape: Vec<usize>, layout: &Layout) -> Op
     Some(t)
 }
 
+fn stage_json(c: &Checked) -> serde_json::Value {
+    let (state, detail) = c.outcome.parts();
+    serde_json::json!({"stage": c.name, "state": state, "detail": detail, "not_checked": c.outcome.left_out()})
+}
+
 struct Row {
     origin: String,
     comparison: Comparison,
@@ -155,6 +180,8 @@ struct Row {
 struct Report {
     compared: usize,
     rows: Vec<Row>,
+    stages: Vec<Checked>,
+    verbose: bool,
 }
 
 impl Report {
@@ -179,7 +206,11 @@ impl Report {
                 .iter()
                 .map(|r| serde_json::json!({"value": r.origin, "ok": r.good, "comparison": r.comparison.to_string()}))
                 .collect();
-            println!("{:#}", serde_json::json!({"compared": self.compared, "deviating": bad, "rows": rows}));
+            let mut json = serde_json::json!({"compared": self.compared, "deviating": bad, "rows": rows});
+            if !self.stages.is_empty() {
+                json["stages"] = self.stages.iter().map(stage_json).collect();
+            }
+            println!("{json:#}");
             return;
         }
         for r in &self.rows {
@@ -189,5 +220,10 @@ impl Report {
             println!("first deviation at {}", first.origin);
         }
         println!("{} values compared, {bad} deviate", self.compared);
+        for c in self.stages.iter().filter(|c| !c.outcome.left_out().is_empty()) {
+            let left = c.outcome.left_out();
+            println!("{}: {} steps were NOT checked", c.name, left.len());
+            left.iter().filter(|_| self.verbose).for_each(|what| println!("  {what}"));
+        }
     }
 }

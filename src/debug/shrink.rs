@@ -77,8 +77,32 @@ fn used_symbols(m: &Module) -> HashSet<ir::Sym> {
 
 /// The graph from `cut` values (inputs from now on) to `outputs`, without what neither needs.
 fn rebuild(r: &Repro, outputs: &[ValueId], cut: &HashSet<ValueId>, drop_effects: bool) -> Option<Repro> {
-    let old = &r.module.graph;
     let values = if cut.is_empty() { Vec::new() } else { r.values().ok()? };
+    let of = |set: usize, v: ValueId| values.get(set)?.get(v.index())?.clone();
+    rebuild_with(r, outputs, cut, drop_effects, &of)
+}
+
+/// The part of a model that computes `outputs` from the values in `cut`, whose tensors (of the one set of inputs) are
+/// `known`, and from constants.
+pub fn cut(
+    r: &Repro,
+    outputs: &[ValueId],
+    cut: &HashSet<ValueId>,
+    known: &HashMap<ValueId, Tensor>,
+) -> Option<Repro> {
+    let part = rebuild_with(r, outputs, cut, true, &|_, v| known.get(&v).cloned())?;
+    drop_inputs(&part).into_iter().next().or(Some(part))
+}
+
+/// As [`rebuild`]; `values` gives what was computed, by set.
+fn rebuild_with(
+    r: &Repro,
+    outputs: &[ValueId],
+    cut: &HashSet<ValueId>,
+    drop_effects: bool,
+    values: &dyn Fn(usize, ValueId) -> Option<Tensor>,
+) -> Option<Repro> {
+    let old = &r.module.graph;
     let mut needed: HashSet<ValueId> = outputs.iter().copied().collect();
     let mut keep = Vec::new();
     for (id, op) in old.ops().rev() {
@@ -108,8 +132,8 @@ fn rebuild(r: &Repro, outputs: &[ValueId], cut: &HashSet<ValueId>, drop_effects:
                 name.push('_');
             }
             map.insert(v, new.add_input(Some(name), old[v].ty.clone()));
-            for (set, all) in sets.iter_mut().zip(&values) {
-                set.push(all[v.index()].clone()?);
+            for (i, set) in sets.iter_mut().enumerate() {
+                set.push(values(i, v)?);
             }
         }
     }

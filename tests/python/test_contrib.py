@@ -26,6 +26,7 @@ except ImportError:
     ort = None
 
 MS = "com.microsoft"
+ML = "ai.onnx.ml"
 
 
 def program():
@@ -53,7 +54,8 @@ class Contrib(unittest.TestCase):
         return self.rng.integers(0, 256, shape, dtype=np.uint8)
 
     def i8(self, *shape):
-        return self.rng.integers(-127, 128, shape, dtype=np.int8)
+        # without VNNI, ONNX Runtime's products of bytes saturate where two of them leave 16 bits
+        return self.rng.integers(-64, 65, shape, dtype=np.int8)
 
     # ---- one node in both programs ----
 
@@ -69,7 +71,7 @@ class Contrib(unittest.TestCase):
         inits = [onnx.numpy_helper.from_array(inputs[i], f"x{i}") for i in constants]
         results = [helper.make_empty_tensor_value_info(o) for o in outs if o]
         graph = helper.make_graph([node], "contrib", infos, results, inits)
-        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1), helper.make_opsetid(ML, 3)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
         data = model.SerializeToString()
         want = ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, fed)
@@ -151,7 +153,6 @@ class Contrib(unittest.TestCase):
         self.check("QLinearGlobalAveragePool", [x, self.scale(), z, self.scale(), z], steps=1)
         self.check("QLinearSoftmax", [self.u8(3, 8), self.scale(), z, np.array(1 / 256, np.float32),
                                       np.array(0, np.uint8)], steps=1, axis=1, opset=13, constants=(1, 2, 3, 4))
-        self.check("ReduceSumInteger", [self.i8(3, 8)], axes=[1])
 
     def test_quantised_products(self):
         a, w = self.u8(3, 16), self.i8(16, 8)
@@ -217,6 +218,73 @@ class Contrib(unittest.TestCase):
         for interleaved in (0, 1):
             self.check("RotaryEmbedding", [self.f(2, 4, 3, 8), ids, np.cos(angles), np.sin(angles)],
                        interleaved=interleaved)
+
+    def test_decoder_attention(self):
+        b, heads, d, past, room = 2, 4, 8, 5, 9
+        q, k, v = self.f(b, 1, heads * d), self.f(b, 1, heads * d), self.f(b, 1, heads * d)
+        op, attrs = "DecoderMaskedMultiHeadAttention", {"num_heads": heads, "past_present_share_buffer": 1}
+        shared = self.f(b, heads, room, d), self.f(b, heads, room, d)
+        count, mask = np.array([past], np.int32), np.array([[1] * 6, [0, 0, 1, 1, 1, 1]], np.int32)
+        self.check(op, [q, k, v, None, None, *shared, count], 3, **attrs)
+        self.check(op, [q, k, v, mask, None, *shared, count], 3, **attrs)
+        self.check(op, [q, k, v, None, None, *shared, count, None, None, self.f(3 * heads * d)], 3, **attrs)
+
+    # ---- experts ----
+
+    def test_mixture_of_experts(self):
+        t, k, n, e = 6, 16, 12, 5
+        x, router = self.f(t, k), self.f(t, e)
+        w1, b1, w2, b2 = self.f(e, n, k), self.f(e, n), self.f(e, k, n), self.f(e, k)
+        for norm in (0, 1):
+            self.check("MoE", [x, router, w1, b1, w2, b2], k=2, activation_type="relu",
+                       normalize_routing_weights=norm)
+        for act in ("gelu", "silu", "identity"):
+            self.check("MoE", [x.reshape(2, 3, k), router, w1, None, w2, None], k=3, activation_type=act,
+                       rtol=1e-3, atol=1e-3)
+        self.check("MoE", [x, router, self.f(e, 2 * n, k), self.f(e, 2 * n), w2, b2], k=2, activation_type="swiglu",
+                   swiglu_fusion=1, activation_alpha=1.7, activation_beta=1.0, swiglu_limit=2.0,
+                   normalize_routing_weights=1, rtol=1e-3, atol=1e-3)
+
+    def test_quantised_mixture_of_experts(self):
+        t, k, n, e = 5, 32, 32, 4
+        x, router = self.f(t, k), self.f(t, e)
+        for bits in (4, 8):
+            w1, w2 = self.u8(e, n, k * bits // 8), self.u8(e, k, n * bits // 8)
+            s1, s2 = abs(self.f(e, n)) * 0.02, abs(self.f(e, k)) * 0.02
+            self.check("QMoE", [x, router, w1, s1, self.f(e, n), w2, s2, self.f(e, k)], k=2, activation_type="silu",
+                       normalize_routing_weights=1, expert_weight_bits=bits, rtol=1e-3, atol=1e-2)
+
+    # ---- regions and classic machine learning ----
+
+    def test_max_roi_pool(self):
+        rois = np.array([[0, 1, 1, 6, 5], [1, 0, 2, 3, 7], [0, 5, 5, 2, 2], [1, 12, 12, 20, 20]], np.float32)
+        for scale in (1.0, 0.5):
+            self.check("MaxRoiPool", [self.f(2, 3, 8, 9), rois], domain="", pooled_shape=[2, 3], spatial_scale=scale)
+
+    def test_support_vector_classifiers(self):
+        classes, width, sizes = 3, 4, [3, 2, 4]
+        count, machines = sum(sizes), 3
+        attrs = {
+            "classlabels_ints": [7, 2, 5], "vectors_per_class": sizes,
+            "support_vectors": self.f(count * width).tolist(),
+            "coefficients": self.f(count * (classes - 1)).tolist(), "rho": self.f(machines).tolist(),
+        }
+        x = self.f(20, width)
+        for kind, params in (("RBF", [0.3, 0.0, 0.0]), ("POLY", [0.3, 0.5, 3.0]), ("SIGMOID", [0.2, 0.1, 0.0]),
+                             ("LINEAR", [0.0, 0.0, 0.0])):
+            self.check("SVMClassifier", [x], 2, domain=ML, kernel_type=kind, kernel_params=params, rtol=1e-3,
+                       atol=1e-4, **attrs)
+        self.check("SVMClassifier", [x], 2, domain=ML, kernel_type="RBF", kernel_params=[0.3, 0.0, 0.0], rtol=1e-3,
+                   atol=1e-4, prob_a=[-1.5, -0.7, -1.1], prob_b=[0.1, -0.2, 0.05], **attrs)
+        two = {
+            "classlabels_ints": [3, 9], "vectors_per_class": [3, 2], "support_vectors": self.f(5 * width).tolist(),
+            "coefficients": self.f(5).tolist(), "rho": [0.2], "kernel_type": "RBF", "kernel_params": [0.3, 0.0, 0.0],
+        }
+        self.check("SVMClassifier", [x], 2, domain=ML, rtol=1e-3, atol=1e-4, **two)
+        self.check("SVMClassifier", [x], 2, domain=ML, rtol=1e-3, atol=1e-4, prob_a=[-1.5], prob_b=[0.1], **two)
+        self.check("SVMClassifier", [x], 2, domain=ML, rtol=1e-3, atol=1e-4, classlabels_ints=[4, 1, 6],
+                   coefficients=self.f(3 * width).tolist(), rho=[0.4], kernel_type="LINEAR",
+                   kernel_params=[0.0, 0.0, 0.0])
 
     def test_lstm(self):
         hidden, width = 4, 6

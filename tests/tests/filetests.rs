@@ -78,12 +78,13 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
             Err(e) => Ok(e.to_string()),
         },
         ["pass", names] => {
-            let cx = pipeline::Cx { target: &target, options: &options };
+            let fuel = passes::limits::Fuel::new(&options);
+            let cx = pipeline::Cx { target: &target, options: &options, fuel: &fuel };
             let mut state = pipeline::State::Graph(parse(text)?);
             for name in names.split(',') {
                 let pass =
                     pipeline::PASSES.iter().find(|p| p.name == name).ok_or(format!("no pass {name}"))?;
-                state = (pass.run)(state, &cx).map_err(|e| e.to_string())?;
+                state = pass.apply(state, &cx).map_err(|e| e.to_string())?;
             }
             match state {
                 pipeline::State::Graph(m) => {

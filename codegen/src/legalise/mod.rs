@@ -76,11 +76,17 @@ pub struct Options {
     /// Rounds f16 and bf16 values after every operation, as the primitives are defined: results do not depend on what
     /// was fused. Else they stay f32 until stored or converted.
     pub strict_halves: bool,
+    /// Math functions that are expanded, in order of occurrence; the others stay what they are, which no emitter
+    /// takes: for finding a wrong one. `None`: all.
+    pub expansions: Option<usize>,
+    /// The expansion of `erf` is off by a thousandth.
+    #[cfg(feature = "planted-faults")]
+    pub wrong_erf: bool,
 }
 
 impl From<Math> for Options {
     fn from(math: Math) -> Options {
-        Options { strict_halves: math != Math::Bf16 }
+        Options { strict_halves: math != Math::Bf16, ..Options::default() }
     }
 }
 
@@ -95,6 +101,18 @@ pub fn legalise(func: &Func, target: &TargetDesc) -> Result<Func, CodegenError> 
 
 /// As [`legalise`].
 pub fn legalise_with(func: &Func, target: &TargetDesc, options: Options) -> Result<Func, CodegenError> {
+    legalise_counting(func, target, options).map(|(func, _)| func)
+}
+
+/// As [`legalise_with`]; also the names of the math functions that it met, in order, expanded or not.
+///
+/// # Errors
+/// As [`legalise`].
+pub fn legalise_counting(
+    func: &Func,
+    target: &TargetDesc,
+    options: Options,
+) -> Result<(Func, Vec<&'static str>), CodegenError> {
     if func.form == Form::Machine {
         return Err(Fault::invalid("already in machine form").of(&func.name));
     }

@@ -1,7 +1,7 @@
 //! The walk over a function: each tile becomes the list of its registers.
 
 use super::Options;
-use super::math::Math;
+use super::math::{Math, is_native};
 use super::narrow::{self, register};
 use crate::Fault;
 use crate::error::Emit;
@@ -33,6 +33,8 @@ pub struct Legaliser<'a> {
     pub target: &'a TargetDesc,
     options: Options,
     pub b: LoopBuilder,
+    /// Math functions so far.
+    functions: Vec<&'static str>,
     /// Lanes of every vector.
     pub lanes: u32,
     tiles: Vec<Option<Tile>>,
@@ -44,13 +46,15 @@ impl<'a> Legaliser<'a> {
             func,
             target,
             options,
+            functions: Vec::new(),
             b: LoopBuilder::new(func.name.clone()),
             lanes: target.lanes(4).max(2),
             tiles: vec![None; func.types.len()],
         }
     }
 
-    pub fn run(mut self) -> Emit<Func> {
+    /// The function, and the math functions in it.
+    pub fn run(mut self) -> Emit<(Func, Vec<&'static str>)> {
         for buf in &self.func.bufs {
             self.b.buf(buf.name.clone(), buf.dtype, buf.writable, buf.align);
         }
@@ -66,7 +70,7 @@ impl<'a> Legaliser<'a> {
         self.block(&self.func.body)?;
         let mut out = self.b.finish(self.func.launch.clone());
         out.form = Form::Machine;
-        Ok(out)
+        Ok((out, self.functions))
     }
 
     // ---- values -----------------------------------------------------------------------------
@@ -349,6 +353,12 @@ impl<'a> Legaliser<'a> {
         Ok(Tile::of(out))
     }
 
+    /// Counts one more math function; false where it is not to be expanded.
+    fn expands(&mut self, name: &'static str) -> bool {
+        self.functions.push(name);
+        self.options.expansions.is_none_or(|most| self.functions.len() <= most)
+    }
+
     fn unary(&mut self, dtype: DType, op: UnaryOp, v: Val) -> Emit<Tile> {
         let fma = self.target.has_fma;
         let (float, bool) = (dtype.is_float(), dtype == DType::Bool);
@@ -356,10 +366,22 @@ impl<'a> Legaliser<'a> {
         let tile = match op {
             U::Not if float => return Err(Fault::invalid("`not` of floats")),
             U::Not => self.map(v, |b, x| b.not(x))?,
-            _ if float => self.map(v, |b, x| {
-                let expanded = Math { b, fma }.unary(op, x);
-                expanded.unwrap_or_else(|| b.unary(op, x))
-            })?,
+            _ if float && !is_native(op) => {
+                let expand = self.expands(op.name());
+                #[cfg(feature = "planted-faults")]
+                let wrong = expand && self.options.wrong_erf && op == U::Erf;
+                self.map(v, |b, x| {
+                    let expanded = if expand { Math { b, fma }.unary(op, x) } else { None };
+                    let y = expanded.unwrap_or_else(|| b.unary(op, x));
+                    #[cfg(feature = "planted-faults")]
+                    if wrong {
+                        let off = b.constant(b.ty(y), ir::dtype::Scalar::Float(1.001));
+                        return b.mul(y, off);
+                    }
+                    y
+                })?
+            }
+            _ if float => self.map(v, |b, x| b.unary(op, x))?,
             _ if bool => return Err(Fault::invalid(format!("{} of bool", op.name()))),
             U::Neg => self.map(v, |b, x| {
                 let zero = b.zero(b.ty(x));
@@ -396,6 +418,9 @@ impl<'a> Legaliser<'a> {
             }
             B::And | B::Or | B::Xor | B::Shl | B::Shr if float => return invalid(),
             B::Atan2 if !float => return invalid(),
+            B::Rem | B::Pow | B::Atan2 if float && !self.expands(op.name()) => {
+                self.map2(operands, |b, x, y| b.binary(op, x, y))?
+            }
             B::Rem if float => self.map2(operands, |b, x, y| Math { b, fma }.rem(x, y))?,
             B::Pow if float => self.map2(operands, |b, x, y| Math { b, fma }.pow(x, y))?,
             B::Pow => self.map2(operands, |b, x, y| Math { b, fma }.int_pow(x, y))?,

@@ -258,12 +258,13 @@ impl<'m> Importer<'m> {
             }
             let label = if n.name.is_empty() { format!("{}_{i}", n.op_type) } else { n.name.clone() };
             self.path.push(label);
-            self.node(b, n);
+            self.node(b, n, &nodes[i + 1..]);
             self.path.pop();
         }
     }
 
-    fn node(&mut self, b: &mut Builder, n: &'m NodeProto) {
+    /// `later`: the nodes of the same graph that come behind.
+    fn node(&mut self, b: &mut Builder, n: &'m NodeProto, later: &[NodeProto]) {
         let dom = domain(&n.domain);
         let frame = self.frames.last().cloned().unwrap_or_default();
         let version = frame.opsets.get(dom).copied();
@@ -289,6 +290,7 @@ impl<'m> Importer<'m> {
                     );
                     d.node = Some(node.clone());
                     d.source = source_of(n);
+                    d.hint = Some(undefined(name, later));
                     if self.opts.extract {
                         d.model = self.extracted(b, n, &attrs);
                     }
@@ -579,6 +581,19 @@ fn resolve_attrs<'m>(attrs: &'m [AttributeProto], frame: &Attrs<'m>) -> Attrs<'m
             })
             .collect(),
     )
+}
+
+/// What may have become of a value that is not there.
+fn undefined(name: &str, later: &[NodeProto]) -> String {
+    match later.iter().find(|n| n.output.iter().any(|o| o == name)) {
+        Some(n) => format!(
+            "node {:?} ({}) gives it further down: sort the nodes in order of execution",
+            n.name, n.op_type
+        ),
+        None => {
+            "nothing in this graph gives it: a node was cut away, or one of both names was changed".into()
+        }
+    }
 }
 
 /// What the exporter noted of a node's origin: the innermost line of the program in a stack trace, or the first line

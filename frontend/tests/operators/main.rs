@@ -3,6 +3,7 @@
 
 mod attention;
 mod learning;
+mod microsoft;
 mod model;
 mod numeric;
 mod quantised;

@@ -19,9 +19,10 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-pub use schedule::lower_chain;
+pub use schedule::{lower_chain, lower_plainly};
 
 use crate::host::{Planned, kernel_key};
+use crate::limits::{CHAINS, Fuel};
 use crate::lower::axes::order_matters;
 use cost::{Estimate, Model};
 use ir::OriginId;
@@ -55,12 +56,12 @@ struct Candidate {
 }
 
 /// Makes chains of the kernels of a program where the cost model says that it pays.
-pub fn fuse(p: &mut Planned, target: &TargetDesc) {
+pub fn fuse(p: &mut Planned, target: &TargetDesc, fuel: &Fuel) {
     // where lanes are threads, those of a block would have to meet between stages
     if target.simt {
         return;
     }
-    fuse_where(p, target, LEAST_BYTES, |e, shorter| e.pays(shorter));
+    fuse_where(p, target, LEAST_BYTES, |e, shorter| e.pays(shorter), fuel);
 }
 
 /// As [`fuse`], from `least` bytes on; `wanted` says whether a chain is better than the shorter one that it
@@ -70,6 +71,7 @@ fn fuse_where(
     target: &TargetDesc,
     least: f64,
     wanted: fn(&Estimate, shorter: Option<&Estimate>) -> bool,
+    fuel: &Fuel,
 ) {
     let mut uses = vec![0; p.buffers.len()];
     crate::stage::count_uses(&p.init, &mut uses);
@@ -79,7 +81,7 @@ fn fuse_where(
         uses[b.0 as usize] += 1;
     }
     let mut steps = std::mem::take(&mut p.steps);
-    let mut f = Fuser { p, target, least, wanted, uses, known: HashMap::new(), ids: HashMap::new() };
+    let mut f = Fuser { p, target, least, wanted, fuel, uses, known: HashMap::new(), ids: HashMap::new() };
     f.steps(&mut steps);
     p.steps = steps;
     crate::stage::drop_unused_kernels(p);
@@ -91,6 +93,7 @@ struct Fuser<'a> {
     /// [`LEAST_BYTES`].
     least: f64,
     wanted: fn(&Estimate, shorter: Option<&Estimate>) -> bool,
+    fuel: &'a Fuel,
     /// How often steps mention each buffer.
     uses: Vec<usize>,
     /// What chains cost, by [`kernel_key`].
@@ -140,6 +143,10 @@ impl Fuser<'_> {
                 }
             }
             let Some(found) = best else { return };
+            let origin = found.members.last().map_or(OriginId(0), |&m| run[m].origin);
+            if !self.fuel.allow(CHAINS, origin, || found.chain.name.clone()) {
+                return;
+            }
             self.replace(run, found);
         }
     }

@@ -158,6 +158,21 @@ impl ChainSchedule {
     }
 }
 
+/// The chain in one block, its stages one element at a time: the schedule's text, and loop IR.
+///
+/// # Errors
+/// Where a stage is malformed.
+pub fn lower_plainly(chain: &Kernel, symbols: &Symbols) -> Result<(String, Func)> {
+    let mut blocks = Blocks::new(chain, &[], symbols)?;
+    for s in 0..chain.stages.len() {
+        let stage = stage_of_block(chain, &blocks.shared, &[], s, symbols);
+        blocks.stages[s] = crate::schedule::plain_form(&stage, symbols)?;
+    }
+    let stages: Vec<Schedule> = blocks.stages.iter().map(|k| choose::plain(k, symbols)).collect();
+    let func = blocks.lower(&stages, 1.0)?;
+    Ok((ChainSchedule { cuts: Vec::new(), stages }.text(&blocks), func))
+}
+
 /// Loop IR of a chain: in the blocks that the cost model likes best; with other versions for axes that may
 /// be shorter than a block, or for tiles that may not fit.
 ///

@@ -4,6 +4,7 @@ use super::block::Cut;
 use super::fuse_where;
 use super::schedule::{Blocks, ChainSchedule};
 use super::shared::shared_axes;
+use crate::limits::Fuel;
 use crate::schedule::choose::serial_variants;
 use crate::tests::{data, target};
 use crate::{Options, Planned, Stage, State, host, kernel_exec, place, run_until};
@@ -19,10 +20,10 @@ fn plan(module: &Module) -> Planned {
     else {
         panic!("no graph")
     };
-    let mut p = host::schedule(m, &target(), Options::default().choices()).unwrap();
-    fuse_where(&mut p, &target(), 0.0, |_, _| true);
+    let mut p = host::schedule(m, &target(), Options::default().choices(), &Fuel::default()).unwrap();
+    fuse_where(&mut p, &target(), 0.0, |_, _| true, &Fuel::default());
     p.kernels.iter().for_each(|k| ir::verify::kernel::verify(k).unwrap_or_else(|e| panic!("{e}\n{k}")));
-    place::place(&mut p.buffers, &mut p.steps, &p.module.symbols);
+    place::place(&mut p, &Fuel::default());
     p
 }
 

@@ -7,15 +7,16 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::prim::{ConvertMode, Prim};
 use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
 
-pub fn bf16_products(module: &mut Module) -> Result<()> {
+pub fn bf16_products(module: &mut Module, fuel: &Fuel) -> Result<()> {
     let mut rounded = Vec::new();
     wanted(&module.graph, &module.symbols, &mut rounded);
     rounded.reverse();
-    rewrite(module, &mut Bf16 { rounded, regions: Vec::new() })
+    rewrite(module, &mut Bf16 { rounded, regions: Vec::new() }, fuel)
 }
 
 /// Regions in the order in which a rewrite enters them, last first: the values that products of them round.

@@ -2,14 +2,15 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::{ConstSource, DType, Graph, Module, Prim, ValueId};
 use std::collections::HashMap;
 
 /// Constants above this size are compared by identity only.
 const SMALL: usize = 4096;
 
-pub fn cse(module: &mut Module) -> Result<()> {
-    rewrite(module, &mut Cse::default())
+pub fn cse(module: &mut Module, fuel: &Fuel) -> Result<()> {
+    rewrite(module, &mut Cse::default(), fuel)
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -39,6 +40,11 @@ fn key(cx: &Shared<'_>, site: &Site<'_>) -> Option<Key> {
             }
             _ => {}
         }
+    }
+    #[cfg(feature = "planted-faults")]
+    if cx.fuel.planted(crate::planted::Fault::Cse) && !site.operands.is_empty() {
+        let same = format!("{} {:?}", prim.name(), site.types);
+        return Some(Key::Op(same, site.operands.to_vec(), DType::Bool));
     }
     let dtype = site.types.first().map_or(DType::Bool, |t| t.dtype);
     Some(Key::Op(format!("{prim:?}"), site.operands.to_vec(), dtype))

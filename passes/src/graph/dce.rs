@@ -1,16 +1,17 @@
 //! Removes ops whose results nobody uses and that have no effect of their own.
 
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::{Graph, Module};
 
 /// An op that gives a size its value stays while that size is used anywhere; those of ours that nobody
 /// uses cost next to nothing, so they simply stay.
-pub fn dce(module: &mut Module) -> Result<()> {
-    sweep(&mut module.graph);
+pub fn dce(module: &mut Module, fuel: &Fuel) -> Result<()> {
+    sweep(&mut module.graph, fuel);
     Ok(())
 }
 
-fn sweep(graph: &mut Graph) {
+fn sweep(graph: &mut Graph, fuel: &Fuel) {
     let mut used = vec![false; graph.value_count()];
     for v in &graph.outputs {
         used[v.index()] = true;
@@ -21,7 +22,8 @@ fn sweep(graph: &mut Graph) {
         let needed = op.prim.has_effect()
             || !op.prim.defines().is_empty()
             || op.regions.iter().any(has_effect)
-            || op.results.iter().any(|v| used[v.index()]);
+            || op.results.iter().any(|v| used[v.index()])
+            || !fuel.allow(fuel.pass(), op.origin, || format!("{} removed", op.prim.name()));
         if needed {
             op.operands.iter().for_each(|v| used[v.index()] = true);
             keep.push(id);
@@ -29,7 +31,7 @@ fn sweep(graph: &mut Graph) {
     }
     keep.reverse();
     for &id in &keep {
-        graph[id].regions.iter_mut().for_each(sweep);
+        graph[id].regions.iter_mut().for_each(|r| sweep(r, fuel));
     }
     graph.order = keep;
 }

@@ -13,13 +13,14 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{ConstData, ConstSource, Dim, Module, Symbols, TensorType, ValueId};
 
-pub fn densify_convolutions(module: &mut Module) -> Result<()> {
+pub fn densify_convolutions(module: &mut Module, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Dense { symbols })
+    rewrite(module, &mut Dense { symbols }, fuel)
 }
 
 struct Dense {

@@ -3,6 +3,7 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use interp::Budget;
 use ir::prim::Prim;
 use ir::{ConstData, ConstId, ConstSource, DType, Graph, Module, Op, Tensor, ValueId};
@@ -15,11 +16,11 @@ const BUDGET: Budget = Budget { max_bytes: 4 << 20, max_flops: 1 << 22 };
 
 /// Conditions that become known choose their branch: `if` on a constant is replaced by it elsewhere
 /// (`simplify`).
-pub fn fold_constants(module: &mut Module) -> Result<()> {
+pub fn fold_constants(module: &mut Module, fuel: &Fuel) -> Result<()> {
     // eval_op wants a module for its constants and symbols; folding evaluates with operands at hand
     let mut shell = Module::default();
     shell.symbols.clone_from(&module.symbols);
-    rewrite(module, &mut Fold { shell, scopes: Vec::new() })
+    rewrite(module, &mut Fold { shell, scopes: Vec::new() }, fuel)
 }
 
 struct Fold {
@@ -114,6 +115,12 @@ impl Rule for Fold {
                 Some(t) => operands.push(t),
                 None => return Ok(None),
             }
+        }
+        #[cfg(feature = "planted-faults")]
+        if matches!(op.prim, Prim::Binary(ir::prim::BinaryOp::Sub))
+            && cx.fuel.planted(crate::planted::Fault::Fold)
+        {
+            operands.reverse();
         }
         let Some(results) = self.eval(op, &operands) else { return Ok(None) };
         let mut values = Vec::new();

@@ -2,10 +2,11 @@
 
 use super::rewrite::{Rule, Shared, Site, copy_ops, mapped, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::{Module, Prim, ValueId};
 
-pub fn inline_composites(module: &mut Module) -> Result<()> {
-    rewrite(module, &mut Inline)
+pub fn inline_composites(module: &mut Module, fuel: &Fuel) -> Result<()> {
+    rewrite(module, &mut Inline, fuel)
 }
 
 struct Inline;

@@ -6,14 +6,15 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{ConstData, ConstSource, DType, Dim, Module, Symbols, TensorType, ValueId};
 
 /// `winograd`: leave room for whole tiles behind convolutions that will be computed that way.
-pub fn separate_pads(module: &mut Module, winograd: bool) -> Result<()> {
+pub fn separate_pads(module: &mut Module, winograd: bool, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Pads { symbols, winograd })
+    rewrite(module, &mut Pads { symbols, winograd }, fuel)
 }
 
 struct Pads {

@@ -14,15 +14,16 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{Attr, BinaryOp, ConvertMode, PadMode, Prim, UnaryOp, WindowDim};
 use ir::{ConstData, DType, Dim, Graph, Module, Monoid, Op, Symbols, TensorType, ValueId};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-pub fn integer_products(module: &mut Module) -> Result<()> {
+pub fn integer_products(module: &mut Module, fuel: &Fuel) -> Result<()> {
     let symbols = Rc::new(module.symbols.clone());
-    rewrite(module, &mut Quant { symbols, known: Vec::new() })
+    rewrite(module, &mut Quant { symbols, known: Vec::new() }, fuel)
 }
 
 /// A real tensor as `(bytes - zero) * scale`.

@@ -1,11 +1,14 @@
 //! The walk that all graph passes share.
 
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::{ConstData, ConstId, Graph, Module, Op, Prim, TensorType, ValueId};
 
 /// What a rule may read and add to while the graph is taken out of its module.
 pub(crate) struct Shared<'m> {
     pub consts: &'m mut Vec<ConstData>,
+    /// Each op that a rule replaces is one decision of the pass that runs.
+    pub fuel: &'m Fuel,
 }
 
 impl Shared<'_> {
@@ -51,9 +54,9 @@ pub(crate) trait Rule {
 }
 
 /// Runs a rule over the main graph of a module and all regions in it.
-pub(crate) fn rewrite(module: &mut Module, rule: &mut dyn Rule) -> Result<()> {
+pub(crate) fn rewrite(module: &mut Module, rule: &mut dyn Rule, fuel: &Fuel) -> Result<()> {
     let graph = std::mem::take(&mut module.graph);
-    let mut cx = Shared { consts: &mut module.consts };
+    let mut cx = Shared { consts: &mut module.consts, fuel };
     module.graph = rewrite_graph(&mut cx, &graph, rule)?;
     Ok(())
 }
@@ -83,8 +86,13 @@ pub(crate) fn copy_ops(
         let operands = op.operands.iter().map(|v| mapped(map, *v)).collect::<Result<Vec<_>>>()?;
         let types: Vec<TensorType> = op.results.iter().map(|&v| old[v].ty.clone()).collect();
         let mut site = Site { graph: new, op, operands: &operands, types: &types };
-        let results = match rule.apply(cx, &mut site)? {
-            Some(results) => results,
+        // a rule that may do no more is not asked: what it pushes before it is refused would stay
+        let replaced = if cx.fuel.spent(cx.fuel.pass()) { None } else { rule.apply(cx, &mut site)? };
+        let results = match replaced {
+            Some(results) => {
+                cx.fuel.take(cx.fuel.pass(), op.origin, || described(new, op, &results));
+                results
+            }
             None => {
                 let regions =
                     op.regions.iter().map(|r| rewrite_graph(cx, r, rule)).collect::<Result<Vec<_>>>()?;
@@ -102,6 +110,16 @@ pub(crate) fn copy_ops(
         }
     }
     Ok(())
+}
+
+/// A rewrite for people: the op and what it became.
+fn described(new: &Graph, op: &Op, results: &[ValueId]) -> String {
+    let value = |v: &ValueId| {
+        let made = new.def_op(*v).map_or("an input", |op| new[op].prim.name());
+        format!("{made} %{}", v.0)
+    };
+    let names: Vec<String> = results.iter().map(value).collect();
+    format!("{} -> {}", op.prim.name(), names.join(", "))
 }
 
 pub(crate) fn mapped(map: &[Option<ValueId>], v: ValueId) -> Result<ValueId> {

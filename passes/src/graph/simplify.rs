@@ -2,11 +2,12 @@
 
 use super::rewrite::{Rule, Shared, Site, copy_ops, mapped, rewrite};
 use crate::error::Result;
+use crate::limits::Fuel;
 use ir::prim::{BinaryOp, ConvertMode, Prim, UnaryOp};
 use ir::{ConstSource, DType, Module, ValueId};
 
-pub fn simplify(module: &mut Module) -> Result<()> {
-    rewrite(module, &mut Simplify)
+pub fn simplify(module: &mut Module, fuel: &Fuel) -> Result<()> {
+    rewrite(module, &mut Simplify, fuel)
 }
 
 struct Simplify;
@@ -82,6 +83,10 @@ fn identity(cx: &Shared<'_>, site: &Site<'_>) -> Option<ValueId> {
                 BinaryOp::Add if neutral(cy, 0.0) => Some(x),
                 BinaryOp::Add if neutral(cx_, 0.0) => Some(y),
                 BinaryOp::Sub if neutral(cy, 0.0) => Some(x),
+                #[cfg(feature = "planted-faults")]
+                BinaryOp::Sub if neutral(cx_, 0.0) && cx.fuel.planted(crate::planted::Fault::Simplify) => {
+                    Some(y)
+                }
                 BinaryOp::Mul if neutral(cy, 1.0) => Some(x),
                 BinaryOp::Mul if neutral(cx_, 1.0) => Some(y),
                 BinaryOp::Div if neutral(cy, 1.0) => Some(x),

@@ -50,6 +50,23 @@ pub fn serial_variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Ve
     variants_of(&a, &Chooser { parallel: false, ..Chooser::new(&a, target) })
 }
 
+/// Why a kernel has the plain schedule.
+pub(crate) const PLAIN: &str = "plain, as asked for";
+
+/// One element after the other, all loops serial, axes as the kernel has them.
+pub(crate) fn plain(k: &Kernel, symbols: &Symbols) -> Schedule {
+    let a = Analysis::of(k, symbols);
+    let inner = a.works.iter().filter(|w| w.inner);
+    Schedule {
+        loops: k.domain.iter().map(|x| LoopSpec { axis: x.var, step: 1, parallel: false }).collect(),
+        inner: inner
+            .map(|w| InnerSpec { order: w.axes.iter().map(|x| x.var).collect(), ..InnerSpec::default() })
+            .collect(),
+        scalar: Some(PLAIN.into()),
+        ..Schedule::default()
+    }
+}
+
 fn variants_of(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
     let Some(rows) = chooser.rows else { return vec![chooser.choice(None, Vec::new())] };
     let extent = a.extent(rows.axis);

@@ -14,6 +14,7 @@ pub mod text;
 mod tiles;
 pub mod tuned;
 
+use crate::Options;
 use crate::error::Result;
 use crate::lower::{access, axes, generated, nest, space::VarFacts};
 use ir::host::{LoweredKernel, Variant};
@@ -96,9 +97,7 @@ pub struct Schedule {
 pub fn normal_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
     let kernel = axes::expand_arg_reduce(kernel);
     let kernel = dots::widen(&kernel).unwrap_or(kernel);
-    let facts = VarFacts::of(&kernel, symbols);
-    let linear = access::linearise(&kernel, &facts)?;
-    let normal = axes::normalise(&linear, symbols);
+    let normal = plain_form(&kernel, symbols)?;
     // axes that differed in how they count parts may be one in words
     Ok(dots::words(&normal, symbols).map_or(normal, |w| axes::normalise(&w, symbols)))
 }
@@ -119,6 +118,14 @@ pub(crate) fn without_repeats(normal: Kernel, symbols: &Symbols) -> Kernel {
     once::once(&normal, symbols).unwrap_or(normal)
 }
 
+/// As [`normal_form`], without dot products of words.
+pub(crate) fn plain_form(kernel: &Kernel, symbols: &Symbols) -> Result<Kernel> {
+    let kernel = axes::expand_arg_reduce(kernel);
+    let facts = VarFacts::of(&kernel, symbols);
+    let linear = access::linearise(&kernel, &facts)?;
+    Ok(axes::normalise(&linear, symbols))
+}
+
 /// Turns one kernel, whose buffers have their layouts, into loop IR for `target`: one function for each
 /// range of sizes that deserves its own schedule.
 ///
@@ -128,15 +135,15 @@ pub(crate) fn without_repeats(normal: Kernel, symbols: &Symbols) -> Kernel {
 /// # Errors
 /// Where the kernel is malformed, or of a kind that has no lowering.
 pub fn lower_kernel(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<LoweredKernel> {
-    lower_tuned(kernel, symbols, target, None)
+    lower_tuned(kernel, symbols, target, &Options::default())
 }
 
-/// As [`lower_kernel`], with the schedules of `tuned` where they fit.
+/// As [`lower_kernel`], with the schedules of `options.tuned` where they fit.
 pub fn lower_tuned(
     kernel: &Kernel,
     symbols: &Symbols,
     target: &TargetDesc,
-    tuned: Option<&tuned::Tuned>,
+    options: &Options,
 ) -> Result<LoweredKernel> {
     if let Some(what) = &kernel.generated {
         let func = generated::lower(kernel, what, symbols)?;
@@ -154,10 +161,36 @@ pub fn lower_tuned(
     let cost = choose::cost(&normal, symbols);
     for choice in choose::variants(&normal, symbols, target) {
         scalar_reason = scalar_reason.or_else(|| choice.schedule.scalar.clone());
-        let (schedule, func) = lower_choice(&normal, symbols, target, &choice, tuned)?;
+        let lowered = lower_choice(&normal, symbols, target, &choice, options.tuned.as_deref())?;
+        #[cfg(feature = "planted-faults")]
+        let lowered = crate::planted::without_masks(lowered, options.planted);
+        let (schedule, func) = lowered;
         variants.push(Variant { guards: choice.guards, schedule: schedule.text(&normal), func });
     }
     Ok(LoweredKernel { kernel: kernel.clone(), variants, scalar_reason, flops: cost.flops })
+}
+
+/// As [`lower_kernel`], one element at a time in the order of the kernel's axes: nothing is decided.
+///
+/// # Errors
+/// As [`lower_kernel`].
+pub fn lower_plainly(kernel: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Result<LoweredKernel> {
+    if kernel.generated.is_some() {
+        return lower_kernel(kernel, symbols, target);
+    }
+    let (schedule, func) = if kernel.stages.is_empty() {
+        let normal = plain_form(kernel, symbols)?;
+        let schedule = choose::plain(&normal, symbols);
+        (schedule.text(&normal), nest::lower(&normal, symbols, &schedule, 1.0)?)
+    } else {
+        crate::chain::lower_plainly(kernel, symbols)?
+    };
+    Ok(LoweredKernel {
+        kernel: kernel.clone(),
+        variants: vec![Variant { guards: Vec::new(), schedule, func }],
+        scalar_reason: Some(choose::PLAIN.into()),
+        flops: Dim::from(0),
+    })
 }
 
 /// The function of one variant: by its winner, where there is one that fits, or by default.

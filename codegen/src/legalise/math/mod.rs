@@ -41,6 +41,12 @@ use ir::loops::{Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 
+/// True for what every emitter has an instruction for.
+pub fn is_native(op: UnaryOp) -> bool {
+    use UnaryOp as U;
+    matches!(op, U::Neg | U::Abs | U::Floor | U::Ceil | U::Trunc | U::RoundEven | U::Sqrt | U::Not)
+}
+
 /// Builds expansions at the end of the builder's open block.
 pub struct Math<'a> {
     pub b: &'a mut LoopBuilder,

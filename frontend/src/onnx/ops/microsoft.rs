@@ -232,7 +232,7 @@ fn rotate_at(cx: &mut NodeCx, x: V, ids: V, cos: V, sin: V, rotated: &Dim) -> Re
     Ok(rotate(b, x, c, s, interleaved, rotated)?)
 }
 
-fn scale_of(cx: &NodeCx, q: V) -> Result<f64, OpError> {
+pub(super) fn scale_of(cx: &NodeCx, q: V) -> Result<f64, OpError> {
     match cx.float("scale", 0.0)? {
         0.0 => inverse_root(cx, &cx.dim(q, 3)?),
         s => Ok(s.into()),
@@ -307,7 +307,7 @@ fn group_query_attention(cx: &mut NodeCx) -> OpResult {
 }
 
 /// A padding mask of integers as an additive bias: [B, T] or [B, S, T] of 0 and 1, or the lengths [B].
-fn mask_bias(cx: &mut NodeCx, mask: V, t: &Dim, dtype: DType) -> Result<V, OpError> {
+pub(super) fn mask_bias(cx: &mut NodeCx, mask: V, t: &Dim, dtype: DType) -> Result<V, OpError> {
     let filter = f64::from(cx.float("mask_filter_value", -10000.0)?);
     let rank = cx.rank(mask);
     let b = &mut *cx.b;
@@ -333,7 +333,7 @@ fn mask_bias(cx: &mut NodeCx, mask: V, t: &Dim, dtype: DType) -> Result<V, OpErr
     Ok(compose::indicator(b, counts, dtype, 0.0, filter)?)
 }
 
-fn add_optional(b: &mut Builder, a: Option<V>, c: Option<V>) -> Result<Option<V>> {
+pub(super) fn add_optional(b: &mut Builder, a: Option<V>, c: Option<V>) -> Result<Option<V>> {
     Ok(match (a, c) {
         (Some(a), Some(c)) => Some(b.add(a, c)?),
         (a, c) => a.or(c),

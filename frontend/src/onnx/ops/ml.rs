@@ -14,6 +14,7 @@ const ML: &str = "ai.onnx.ml";
 pub static OPS: &[Op] = &[
     op_in(ML, "ArrayFeatureExtractor", array_feature_extractor),
     op_in(ML, "Binarizer", binarizer),
+    op_in(ML, "CategoryMapper", category_mapper),
     op_in(ML, "FeatureVectorizer", feature_vectorizer),
     op_in(ML, "Imputer", imputer),
     op_in(ML, "LabelEncoder", label_encoder),
@@ -21,11 +22,11 @@ pub static OPS: &[Op] = &[
     op_in(ML, "LinearRegressor", linear_regressor),
     op_in(ML, "Normalizer", normalizer),
     op_in(ML, "OneHotEncoder", one_hot_encoder),
-    op_in(ML, "SVMRegressor", svm_regressor),
     op_in(ML, "Scaler", scaler),
+    op_in(ML, "ZipMap", zip_map),
 ];
 
-fn bad(message: impl Into<String>) -> OpError {
+pub fn bad(message: impl Into<String>) -> OpError {
     OpError::invalid(Code::Attribute, message)
 }
 
@@ -250,6 +251,34 @@ fn label_encoder(cx: &mut NodeCx) -> OpResult {
     Ok(b.gather(all, index, 0)?.into())
 }
 
+/// Text to numbers by two tables; numbers to text, for which tensors of a program have no form, are refused.
+fn category_mapper(cx: &mut NodeCx) -> OpResult {
+    let x = cx.input(0)?;
+    if cx.dtype(x) != DType::String {
+        return Err(OpError::unsupported(Code::Type, "categories as text: strings have no kernels"));
+    }
+    let words: Vec<String> =
+        cx.attrs.strs("cats_strings")?.unwrap_or_default().into_iter().map(str::to_owned).collect();
+    let numbers = cx.ints("cats_int64s")?.unwrap_or_default();
+    if words.len() != numbers.len() {
+        return Err(bad(format!("{} words for {} numbers", words.len(), numbers.len())));
+    }
+    let default = cx.int("default_int64", -1)?;
+    super::strings::to_numbers(cx, x, &words, &numbers, default)
+}
+
+/// A row of scores for each input becomes a map from the labels to them. Maps are no tensors: the result is the tensor of
+/// the scores, columns in the order of the labels.
+fn zip_map(cx: &mut NodeCx) -> OpResult {
+    let x = rows(cx)?;
+    let labels = Labels::of(cx, "classlabels_int64s", "classlabels_strings")?.count();
+    let columns = cx.dim(x, 1)?;
+    if columns.as_const().is_some_and(|c| c != labels as i64) {
+        return Err(OpError::invalid(Code::Shape, format!("{columns} scores for {labels} labels")));
+    }
+    Ok(x.into())
+}
+
 /// `x * coefficients^T + intercepts` for coefficients in rows of targets.
 fn linear(cx: &mut NodeCx, x: V, targets: Option<i64>) -> Result<V, OpError> {
     let dtype = cx.dtype(x);
@@ -368,79 +397,6 @@ fn scaler(cx: &mut NodeCx) -> OpResult {
         y = cx.b.mul(y, scale)?;
     }
     Ok(y.into())
-}
-
-/// Support vectors by a kernel, or a plane.
-fn svm_regressor(cx: &mut NodeCx) -> OpResult {
-    let x = rows(cx)?;
-    let dtype = cx.dtype(x);
-    let list = |cx: &NodeCx, name: &str| -> Result<Vec<f64>, OpError> {
-        Ok(cx.attrs.floats(name)?.unwrap_or_default().iter().map(|&c| c.into()).collect())
-    };
-    let (coefficients, vectors) = (list(cx, "coefficients")?, list(cx, "support_vectors")?);
-    let (params, rho) = (list(cx, "kernel_params")?, list(cx, "rho")?);
-    let supports = cx.int("n_supports", 0)?;
-    let kind = cx.string("kernel_type", "LINEAR")?;
-    let [gamma, coef0, degree] = [0, 1, 2].map(|i| params.get(i).copied().unwrap_or(0.0));
-    let one_class = cx.flag("one_class", false)?;
-    let transform = cx.string("post_transform", "NONE")?;
-    let b = &mut *cx.b;
-    let count = usize::try_from(supports).map_err(|_| bad("n_supports"))?;
-    let score = if count > 0 {
-        if !vectors.len().is_multiple_of(count) || coefficients.len() != count {
-            return Err(bad("coefficients and support vectors do not fit"));
-        }
-        let sv = floats(b, dtype, &[count, vectors.len() / count], &vectors)?;
-        let k = kernel(b, x, sv, kind, gamma, coef0, degree)?;
-        let c = floats(b, dtype, &[count], &coefficients)?;
-        b.contract(k, c, &[], &[(1, 0)], dtype)?
-    } else {
-        let c = floats(b, dtype, &[coefficients.len()], &coefficients)?;
-        b.contract(x, c, &[], &[(1, 0)], dtype)?
-    };
-    let score = b.unsqueeze(score, &[1])?;
-    let mut y = b.add_scalar(score, rho.first().copied().unwrap_or(0.0))?;
-    if one_class {
-        let zero = b.scalar(dtype, 0.0)?;
-        let inside = b.gt(y, zero)?;
-        y = compose::indicator(b, inside, dtype, 1.0, -1.0)?;
-    }
-    Ok(post_transform(b, y, transform)?.into())
-}
-
-/// Kernel of every row of x[N, F] with every row of sv[M, F]: [N, M].
-fn kernel(
-    b: &mut Builder,
-    x: V,
-    sv: V,
-    kind: &str,
-    gamma: f64,
-    coef0: f64,
-    degree: f64,
-) -> Result<V, OpError> {
-    let dtype = b.dtype(x);
-    if kind == "RBF" {
-        let (p, q) = (b.unsqueeze(x, &[1])?, b.unsqueeze(sv, &[0])?);
-        let d = b.sub(p, q)?;
-        let sq = b.mul(d, d)?;
-        let s = b.reduce_sum(sq, &[2], false)?;
-        let s = b.mul_scalar(s, -gamma)?;
-        return Ok(b.exp(s)?);
-    }
-    let dot = b.contract(x, sv, &[], &[(1, 1)], dtype)?;
-    if kind == "LINEAR" {
-        return Ok(dot);
-    }
-    let s = b.mul_scalar(dot, gamma)?;
-    let s = b.add_scalar(s, coef0)?;
-    Ok(match kind {
-        "POLY" => {
-            let e = b.scalar(dtype, degree)?;
-            b.pow(s, e)?
-        }
-        "SIGMOID" => b.tanh(s)?,
-        other => return Err(bad(format!("kernel_type {other:?}"))),
-    })
 }
 
 /// A constant of strings.

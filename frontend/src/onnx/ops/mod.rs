@@ -15,7 +15,9 @@ mod compose;
 mod contrib;
 mod control;
 mod conv;
+mod decoding;
 mod elementwise;
+mod experts;
 mod fft;
 mod gather;
 mod image;
@@ -41,6 +43,7 @@ mod shape;
 mod signal;
 mod softmax;
 mod strings;
+mod svm;
 mod training;
 mod trees;
 
@@ -71,7 +74,9 @@ static THEMES: &[&[Op]] = &[
     contrib::OPS,
     control::OPS,
     conv::OPS,
+    decoding::OPS,
     elementwise::OPS,
+    experts::OPS,
     gather::OPS,
     image::OPS,
     legacy::OPS,
@@ -95,6 +100,7 @@ static THEMES: &[&[Op]] = &[
     signal::OPS,
     softmax::OPS,
     strings::OPS,
+    svm::OPS,
     training::OPS,
     trees::OPS,
 ];
@@ -114,6 +120,11 @@ pub fn find(domain: &str, name: &str, version: Option<i64>) -> Result<(&'static 
     let shown = if domain.is_empty() { String::new() } else { format!(" of domain {domain:?}") };
     let Some(op) = table().get(&(domain, name)) else {
         let e = OpError::unsupported(Code::Op, format!("operator {name}{shown} is not supported"));
+        if let ("ai.onnx.ml", "CastMap" | "DictVectorizer") = (domain, name) {
+            return Err(
+                e.hint("it takes a map, which is no tensor: make the vector of its values before the model")
+            );
+        }
         let known = table().keys().find(|k| k.1.eq_ignore_ascii_case(name) || k.1 == name);
         return Err(match known {
             Some((d, n)) => {

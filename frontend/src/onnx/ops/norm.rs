@@ -26,6 +26,7 @@ pub static OPS: &[Op] = &[
     op_in(MS, "EmbedLayerNormalization", embed_layer_normalization),
     op_in(MS, "GroupNorm", group_norm_nhwc),
     op_in(MS, "SimplifiedLayerNormalization", rms_normalization),
+    op_in(MS, "SkipGroupNorm", skip_group_norm),
     op_in(MS, "SkipLayerNormalization", |cx| skip_normalization(cx, false)),
     op_in(MS, "SkipSimplifiedLayerNormalization", |cx| skip_normalization(cx, true)),
 ];
@@ -293,7 +294,33 @@ fn positive(cx: &NodeCx, name: &str) -> Result<i64, OpError> {
 
 /// Channels last, with an optional SiLU.
 fn group_norm_nhwc(cx: &mut NodeCx) -> OpResult {
-    let (x, scale, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let x = cx.input(0)?;
+    Ok(nhwc_normalised(cx, x)?.into())
+}
+
+/// (normalised sum, sum) of `x + skip + bias`; the skip may be one value for each channel of an image.
+fn skip_group_norm(cx: &mut NodeCx) -> OpResult {
+    let (x, skip, bias) = (cx.input(0)?, cx.input(3)?, cx.opt(4)?);
+    let last = cx.int("channels_last", 1)? != 0;
+    cx.check_rank("X", x, 4)?;
+    let b = &mut *cx.b;
+    let skip = match (b.rank(skip), last) {
+        (2, true) => b.unsqueeze(skip, &[1, 2])?,
+        (2, false) => b.unsqueeze(skip, &[2, 3])?,
+        _ => skip,
+    };
+    let mut sum = b.add(x, skip)?;
+    if let Some(bias) = bias {
+        let bias = if last { bias } else { b.unsqueeze(bias, &[1, 2])? };
+        sum = b.add(sum, bias)?;
+    }
+    let y = nhwc_normalised(cx, sum)?;
+    Ok([y, sum].into())
+}
+
+/// `x` normalised by groups of channels as the attributes and the inputs 1 and 2 say.
+fn nhwc_normalised(cx: &mut NodeCx, x: V) -> Result<V, OpError> {
+    let (scale, bias) = (cx.input(1)?, cx.input(2)?);
     let groups = positive(cx, "groups")?;
     let (eps, silu) = (cx.float("epsilon", 1e-5)?, cx.int("activation", 0)? == 1);
     let last = cx.int("channels_last", 1)? != 0;
@@ -303,8 +330,7 @@ fn group_norm_nhwc(cx: &mut NodeCx) -> OpResult {
     let x = if last { b.transpose(x, &[0, 3, 1, 2])? } else { x };
     let y = group_norm(b, x, groups, eps.into(), scale, bias, false, stash)?;
     let y = if silu { compose::swish(b, y, 1.0)? } else { y };
-    let y = if last { b.transpose(y, &[0, 2, 3, 1])? } else { y };
-    Ok(y.into())
+    Ok(if last { b.transpose(y, &[0, 2, 3, 1])? } else { y })
 }
 
 /// `x / norm`, 0 where the norm is 0.

@@ -15,6 +15,7 @@ pub static OPS: &[Op] = &[
     op("GlobalMaxPool", 1, global_max_pool),
     op("LpPool", 2, lp_pool),
     op("MaxPool", 1, max_pool),
+    op("MaxRoiPool", 1, max_roi_pool),
     op("MaxUnpool", 9, max_unpool),
 ];
 
@@ -323,4 +324,80 @@ fn max_unpool(cx: &mut NodeCx) -> OpResult {
     let hi: Vec<Dim> = wanted.iter().zip(&inferred).map(|(w, i)| w - i).collect();
     let zero = cx.like(y, 0.0)?;
     Ok(cx.b.pad(y, zero, &vec![Dim::from(0); hi.len()], &hi, &vec![0; hi.len()])?.into())
+}
+
+/// Maxima over the bins of regions. `rois` [R, 5] hold the number of the image and the corners x1, y1, x2, y2, which
+/// belong to the region, in pixels times `spatial_scale`; bins share the pixels at their borders. An empty bin gives 0.
+fn max_roi_pool(cx: &mut NodeCx) -> OpResult {
+    let (x, rois) = (cx.input(0)?, cx.input(1)?);
+    cx.check_rank("X", x, 4)?;
+    cx.check_rank("rois", rois, 2)?;
+    let pooled = cx.need_ints("pooled_shape")?;
+    let &[bins_h, bins_w] = pooled.as_slice() else {
+        return Err(OpError::invalid(Code::Attribute, "pooled_shape should hold two sizes"));
+    };
+    if ![bins_h, bins_w].iter().all(|n| (1..=1 << 12).contains(n)) {
+        return Err(OpError::invalid(Code::Attribute, format!("pooled_shape {pooled:?}")));
+    }
+    let scale = f64::from(cx.float("spatial_scale", 1.0)?);
+    let (shape, dtype) = (cx.shape(x), cx.dtype(x));
+    let compute = super::compose::wide(dtype);
+    let b = &mut *cx.b;
+    let rois = b.convert(rois, compute)?;
+    let image = b.index_axis(rois, 1, &Dim::from(0))?;
+    let image = b.convert(image, DType::I64)?;
+    // [R, C, H, W]
+    let mut y = b.gather(x, image, 0)?;
+    let least = b.scalar(dtype, f64::NEG_INFINITY)?;
+    // first along rows, then along columns: [R, C, H, bins] and [R, C, bins, bins]
+    for (axis, corner, bins) in [(3, 1, bins_w), (2, 2, bins_h)] {
+        let inside = bin_masks(b, rois, corner, bins, &shape[axis], scale)?;
+        // [R, bins, n] among [R, C, .., bins, n] or [R, C, bins, n, ..]
+        let (y_axes, mask_axes): (&[i64], &[i64]) = if axis == 3 { (&[3], &[1, 2]) } else { (&[2], &[1, 4]) };
+        let wide = b.unsqueeze(y, y_axes)?;
+        let inside = b.unsqueeze(inside, mask_axes)?;
+        let seen = b.select(inside, wide, least)?;
+        y = b.reduce_max(seen, &[if axis == 3 { 4 } else { 3 }], false)?;
+    }
+    let (zero, empty) = (b.scalar(dtype, 0.0)?, b.eq(y, least)?);
+    Ok(b.select(empty, zero, y)?.into())
+}
+
+/// Which of `n` places belong to each bin of the regions: [R, bins, n].
+fn bin_masks(
+    b: &mut ir::build::Builder,
+    rois: V,
+    corner: i64,
+    bins: i64,
+    n: &Dim,
+    scale: f64,
+) -> ir::Result<V> {
+    let dtype = b.dtype(rois);
+    let edge = |b: &mut ir::build::Builder, at: i64| -> ir::Result<V> {
+        let e = b.slice_axis(rois, 1, &Dim::from(at), &Dim::from(1))?;
+        let e = b.mul_scalar(e, scale)?;
+        // halves away from zero
+        let a = b.abs(e)?;
+        let a = b.add_scalar(a, 0.5)?;
+        let a = b.floor(a)?;
+        let zero = b.scalar(dtype, 0.0)?;
+        let negative = b.lt(e, zero)?;
+        let minus = b.neg(a)?;
+        b.select(negative, minus, a)
+    };
+    let (first, last) = (edge(b, corner)?, edge(b, corner + 2)?);
+    let extent = b.sub(last, first)?;
+    let extent = b.add_scalar(extent, 1.0)?;
+    let one = b.scalar(dtype, 1.0)?;
+    let extent = b.max(extent, one)?;
+    let each = b.mul_scalar(extent, 1.0 / bins as f64)?;
+    let number = super::compose::arange(b, dtype, &Dim::from(bins), 1, 2)?;
+    let next = b.add_scalar(number, 1.0)?;
+    let (lo, hi) = (b.mul(number, each)?, b.mul(next, each)?);
+    let (lo, hi) = (b.floor(lo)?, b.ceil(hi)?);
+    let (lo, hi) = (b.add(lo, first)?, b.add(hi, first)?);
+    let (lo, hi) = (b.unsqueeze(lo, &[2])?, b.unsqueeze(hi, &[2])?);
+    let place = super::compose::arange(b, dtype, n, 2, 3)?;
+    let (after, before) = (b.ge(place, lo)?, b.lt(place, hi)?);
+    b.and(after, before)
 }

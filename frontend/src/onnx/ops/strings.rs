@@ -206,6 +206,14 @@ pub fn encode_labels(cx: &mut NodeCx, x: V) -> OpResult {
     Ok(cx.b.convert(c, dtype)?.into())
 }
 
+/// Each word's number, or `default`.
+pub fn to_numbers(cx: &mut NodeCx, x: V, words: &[String], numbers: &[i64], default: i64) -> OpResult {
+    let (shape, given) = text(cx, x)?;
+    let table: HashMap<&str, i64> = words.iter().zip(numbers).rev().map(|(w, n)| (w.as_str(), *n)).collect();
+    let out: Vec<i64> = given.iter().map(|w| table.get(w.as_str()).copied().unwrap_or(default)).collect();
+    Ok(cx.b.constant(Tensor::from_i64(shape, &out))?.into())
+}
+
 /// Counts of n-grams from a pool, with up to `max_skip_count` tokens between their parts.
 fn tf_idf(cx: &mut NodeCx) -> OpResult {
     let mut x = cx.input(0)?;
