@@ -104,6 +104,6 @@ fn maps_are_the_tensor_of_their_values() {
     close(&got, &[4, 3], &values(&x), 0.0);
     let wrong = [("classlabels_int64s", A::Is(&[1, 2]))];
     let problems =
-        import(ML, "ZipMap", 1, &wrong, &[In::Fed(&x)], 1).err().expect("two labels for three scores");
+        import(ML, "ZipMap", 1, &wrong, &[In::Fed(&x)], 1).expect_err("two labels for three scores");
     assert!(problems[0].to_string().contains("3 scores for 2 labels"), "{}", problems[0]);
 }
