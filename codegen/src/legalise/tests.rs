@@ -283,7 +283,12 @@ fn halves_round_after_every_step_when_strict() {
                 })
                 .map(|s| if s.as_f64().is_infinite() { Scalar::Float(5.0) } else { s }),
         );
-        check_with(&f, &[data.clone(), data], dtype.name(), Options { strict_halves: true });
+        check_with(
+            &f,
+            &[data.clone(), data],
+            dtype.name(),
+            Options { strict_halves: true, ..Options::default() },
+        );
     }
 }
 
@@ -315,7 +320,12 @@ fn halves_round_as_a_conversion_does() {
         });
         let f = b.finish(Launch::default());
         let data = bytes(DType::F32, xs.iter().map(|&x| Scalar::Float(x)));
-        check_with(&f, &[data.clone(), data], dtype.name(), Options { strict_halves: true });
+        check_with(
+            &f,
+            &[data.clone(), data],
+            dtype.name(),
+            Options { strict_halves: true, ..Options::default() },
+        );
     }
 }
 
