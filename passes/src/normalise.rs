@@ -5,6 +5,7 @@
 //! shuffles and a flatten after a convolution need no division afterwards.
 
 use crate::index::{IndexFacts, inside, simplify_guards};
+use crate::lower::space::for_each_dim;
 use ir::kernel::{Axis, Expr, ExprId, Guard, Kernel, Stmt};
 use ir::{Atom, Dim, Symbols, Var};
 
@@ -36,45 +37,11 @@ fn axes(kernel: &Kernel) -> Vec<Axis> {
     out
 }
 
-/// Every index expression of the kernel.
-pub fn visit_dims(kernel: &Kernel, f: &mut dyn FnMut(&Dim)) {
-    fn guards(gs: &[Guard], f: &mut dyn FnMut(&Dim)) {
-        for g in gs {
-            f(&g.expr);
-            f(&g.bound);
-        }
-    }
-    fn stmts(list: &[Stmt], f: &mut dyn FnMut(&Dim)) {
-        for s in list {
-            match s {
-                Stmt::Store { index, guards: g, .. } => {
-                    index.iter().for_each(&mut *f);
-                    guards(g, f);
-                }
-                Stmt::Ordered { body, .. } => stmts(body, f),
-                Stmt::Reduce { .. } | Stmt::ArgReduce { .. } | Stmt::Let { .. } | Stmt::Bind { .. } => {}
-            }
-        }
-    }
-    stmts(&kernel.stmts, f);
-    for e in kernel.exprs() {
-        match e {
-            Expr::Index(d) => f(d),
-            Expr::Read { index, guards: g, .. } => {
-                index.iter().for_each(&mut *f);
-                guards(g, f);
-            }
-            Expr::Inside(g) => guards(g, f),
-            _ => {}
-        }
-    }
-}
-
 /// The first axis whose split by the returned factor removes a division.
 fn find_split(kernel: &Kernel, extents: &[Dim], symbols: &Symbols) -> Option<(Var, Dim)> {
     let axes = axes(kernel);
     let mut found = None;
-    visit_dims(kernel, &mut |d| {
+    for_each_dim(kernel, &mut |d| {
         if found.is_some() {
             return;
         }

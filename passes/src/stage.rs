@@ -7,12 +7,22 @@ use crate::error::Result;
 use crate::host::{Frame, Planned, Scheduler, buffer_bytes};
 use crate::kernels::children;
 use crate::limits::STAGINGS;
+use crate::lower::space::{for_each_axis, for_each_dim};
 use crate::schedule::operands::{Need, Operand, operands};
 use ir::host::{Buffer, BufferId, Place, Step};
 use ir::kernel::{Access, Axis, BufId, Expr, ExprId, Kernel, Stmt};
 use ir::prim::Combine;
-use ir::{Dim, Layout, OriginId, Var};
+use ir::{Atom, Dim, Layout, OriginId, Var};
 use std::collections::HashMap;
+
+/// Whether the kernel does something else where a size is another one.
+fn has_symbols(kernel: &Kernel) -> bool {
+    let mut found = false;
+    let mut look = |d: &Dim| d.visit_atoms(&mut |a| found |= matches!(a, Atom::Sym(_)));
+    for_each_axis(kernel, &mut |a| look(&a.extent));
+    for_each_dim(kernel, &mut look);
+    found
+}
 
 impl Scheduler<'_> {
     /// Gives the operands of `kernel` their layouts, packs and stages what its contraction needs.
@@ -179,7 +189,8 @@ impl Scheduler<'_> {
         let all: Vec<BufferId> = args.iter().copied().chain([buffer]).collect();
         let (producer, used) = without_unused(&producer, &all);
         // what is made of constants alone is made once
-        let fixed = producer.buffers.iter().all(|b| b.constant || b.access != Access::Read);
+        let fixed = producer.buffers.iter().all(|b| b.constant || b.access != Access::Read)
+            && !has_symbols(&producer);
         if fixed {
             self.out.buffers[buffer.0 as usize].place = Place::Init;
         }

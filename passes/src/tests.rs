@@ -139,7 +139,7 @@ fn heads_split_without_division() {
         vec![b.transpose(y, &[0, 2, 1, 3]).unwrap()]
     });
     assert_eq!(names(&p), ["contract"]);
-    crate::normalise::visit_dims(&p.kernels[0], &mut |d| assert!(!d.to_string().contains("div"), "{d}"));
+    crate::lower::space::for_each_dim(&p.kernels[0], &mut |d| assert!(!d.to_string().contains("div"), "{d}"));
 }
 
 #[test]

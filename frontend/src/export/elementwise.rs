@@ -260,7 +260,13 @@ impl Writer<'_> {
 
     pub fn convert(&mut self, x: &str, from: DType, to: DType, mode: ConvertMode) -> String {
         let saturate = mode == ConvertMode::Saturate;
-        if let (true, Some((lo, hi))) = (saturate && !from.is_float(), to.int_range()) {
+        let range = match to {
+            DType::Bool => None,
+            // what lies between its largest number and the middle to the next rounds to it
+            DType::F16 => Some((-65504, 65504)),
+            _ => to.int_range(),
+        };
+        if let (true, Some((lo, hi))) = (saturate && !from.is_float(), range) {
             // integers are clamped in their own type, where both bounds are numbers of it
             let (from_lo, from_hi) = from.int_range().unwrap_or((0, 1));
             let mut x = x.to_string();
@@ -275,6 +281,18 @@ impl Writer<'_> {
         }
         if from.is_float() && to.is_int() && self.options.portable {
             return self.guarded_cast(x, from, to);
+        }
+        if to == DType::F8E8M0 {
+            // the standard drops the sign, and infinities become NaN even where it saturates
+            let x = if from == DType::F32 { x.to_string() } else { self.cast(x, DType::F32) };
+            let (zero, nan) = (self.scalar(DType::F32, 0.0), self.scalar(DType::F32, f64::NAN));
+            let negative = self.node("Less", &[&x, &zero]);
+            let mut x = self.node("Where", &[&negative, &nan, &x]);
+            if saturate {
+                let largest = self.scalar(DType::F32, f64::from(f32::MAX));
+                x = self.node("Min", &[&x, &largest]);
+            }
+            return self.narrow(&x, to, saturate);
         }
         if from.is_float() && to.is_int() && to.bits() < 8 {
             // the standard wraps these

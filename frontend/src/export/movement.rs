@@ -116,7 +116,7 @@ impl Writer<'_> {
         interior: &[i64],
     ) -> Result<String> {
         let mut shape = x.shape.to_vec();
-        let mut hi = hi.to_vec();
+        let (mut lo, mut hi) = (lo.to_vec(), hi.to_vec());
         let mut y = x.name.to_string();
         for (axis, &between) in interior.iter().enumerate() {
             if between == 0 || shape[axis].is_const(0) {
@@ -135,6 +135,11 @@ impl Writer<'_> {
             // nothing follows where there is no element
             let last = Dim::from(between).min_with(&shape[axis], &self.module.symbols);
             hi[axis] = &hi[axis] - &last;
+        }
+        // windows may have paddings that crop more than there is
+        for (axis, n) in shape.iter().enumerate() {
+            lo[axis] = lo[axis].max_with(&(Dim::from(0) - n), &self.module.symbols);
+            hi[axis] = hi[axis].max_with(&(Dim::from(0) - n - &lo[axis]), &self.module.symbols);
         }
         let amounts: Vec<Dim> = lo.iter().chain(&hi).cloned().collect();
         if amounts.iter().all(|d| d.is_const(0)) {

@@ -18,6 +18,7 @@
 //! makes it a capture: an operand of the control op and an input of the region. Constants are not
 //! captured but repeated.
 
+mod bind;
 mod control;
 pub mod known;
 mod open;
@@ -74,6 +75,8 @@ pub struct Builder {
     splats: HashMap<(DType, Scalar), ConstId>,
     /// Symbols that are equal to an expression wherever the program runs on.
     equal: HashMap<Sym, Dim>,
+    /// Elements that symbols were bound to: graph, value, place among the elements; see [`bind`].
+    bound: HashMap<(u32, ValueId, usize), Sym>,
     /// Conditions that inference left to the run time, in the order they came up.
     required: Vec<Require>,
 }
@@ -90,6 +93,7 @@ impl Builder {
             origin,
             splats: HashMap::new(),
             equal: HashMap::new(),
+            bound: HashMap::new(),
             required: Vec::new(),
         };
         b.push_frame(name.into());
@@ -228,54 +232,6 @@ impl Builder {
     /// Elements one by one: some may be known although others are not.
     pub fn known_elems(&self, v: V) -> Option<&Elems> {
         self.values[v.0 as usize].known.as_ref()
-    }
-
-    /// Elements of `v` (integers, static shape, at most 64) as sizes. Those that are not known become
-    /// fresh value symbols with range `lo..=hi`, bound at run time; the same value binds once.
-    pub fn bind_dims(&mut self, v: V, lo: i64, hi: i64, hint: i64) -> Result<Vec<Dim>> {
-        let v = self.resolved(v)?;
-        if let Some(dims) = self.known(v) {
-            return Ok(dims);
-        }
-        let shape: Option<Vec<usize>> =
-            self.shape(v).iter().map(|d| usize::try_from(d.as_const()?).ok()).collect();
-        let n = shape.as_deref().and_then(crate::tensor::checked_elems);
-        let (Some(n), true) = (n.filter(|&n| n <= known::MAX_ELEMS), self.dtype(v).is_int()) else {
-            return Err(IrError::ty(
-                "bind_dim",
-                format!("expected at most 64 integers of static shape, found {}", self.show_type(v)),
-            ));
-        };
-        let mut elems = self.known_elems(v).cloned().unwrap_or_else(|| vec![None; n]);
-        let flat = self.reshape(v, &[Dim::from(n)])?;
-        let flat = self.convert(flat, DType::I64)?;
-        for (i, e) in elems.iter_mut().enumerate().filter(|(_, e)| e.is_none()) {
-            let one = self.slice_axis(flat, 0, &Dim::from(i), &Dim::from(1))?;
-            let one = self.reshape(one, &[])?;
-            // a bound element need not be a size: -1 and counts from the end are elements too
-            let info = SymInfo {
-                name: "v".into(),
-                kind: SymKind::Value,
-                lo,
-                hi,
-                divisor: 1,
-                hint: hint.clamp(lo, hi.max(lo)),
-            };
-            let sym = self.module.symbols.add(info);
-            self.op(Prim::BindDim(sym), &[one])?;
-            *e = Some(Elem::int(sym));
-        }
-        let dims = elems.iter().flatten().map(|e| e.num.clone()).collect();
-        self.values[v.0 as usize].known = Some(elems);
-        Ok(dims)
-    }
-    /// As [`Builder::bind_dims`] for a single element (a scalar, or `[1]`).
-    pub fn bind_dim(&mut self, v: V, lo: i64, hi: i64, hint: i64) -> Result<Dim> {
-        let dims = self.bind_dims(v, lo, hi, hint)?;
-        match <[Dim; 1]>::try_from(dims) {
-            Ok([d]) => Ok(d),
-            Err(dims) => Err(IrError::ty("bind_dim", format!("expected 1 element, found {}", dims.len()))),
-        }
     }
 
     // ---- sizes ------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ fn cast_to(cx: &mut NodeCx, x: V, to: DType) -> OpResult {
     let saturate = narrow && cx.flag("saturate", true)?;
     if to == DType::F8E8M0 && from.is_float() {
         let mode = cx.string("round_mode", "up")?;
-        return Ok(super::narrow::to_e8m0(cx, x, mode)?.into());
+        return Ok(super::narrow::to_e8m0(cx, x, mode, cx.flag("saturate", true)?)?.into());
     }
     let tiny = matches!(to, DType::I4 | DType::U4 | DType::I2 | DType::U2);
     if tiny && from.is_float() {
