@@ -31,7 +31,12 @@ impl Facts for IndexFacts<'_> {
 
 /// True where `0 <= expr < bound` is proved.
 pub fn inside(guard: &Guard, facts: &dyn Facts) -> bool {
-    guard.expr.bounds(facts).0 >= 0 && guard.expr.modulo(&guard.bound, facts) == guard.expr
+    // an index variable has values only where its extent is not 0; a number is no proof of that
+    let mut of_axes = false;
+    guard.expr.visit_atoms(&mut |a| of_axes |= matches!(a, Atom::Var(_)));
+    (of_axes || guard.bound.bounds(facts).0 > 0)
+        && guard.expr.bounds(facts).0 >= 0
+        && guard.expr.modulo(&guard.bound, facts) == guard.expr
 }
 
 /// True where `0 <= expr < bound` is proved to fail.

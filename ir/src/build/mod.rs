@@ -19,6 +19,7 @@
 //! captured but repeated.
 
 mod bind;
+mod broadcast;
 mod control;
 pub mod known;
 mod open;
@@ -77,6 +78,8 @@ pub struct Builder {
     equal: HashMap<Sym, Dim>,
     /// Elements that symbols were bound to: graph, value, place among the elements; see [`bind`].
     bound: HashMap<(u32, ValueId, usize), Sym>,
+    /// Extents that were broadcast against each other, by the result; see [`broadcast`].
+    joined: HashMap<Dim, Vec<Dim>>,
     /// Conditions that inference left to the run time, in the order they came up.
     required: Vec<Require>,
 }
@@ -94,6 +97,7 @@ impl Builder {
             splats: HashMap::new(),
             equal: HashMap::new(),
             bound: HashMap::new(),
+            joined: HashMap::new(),
             required: Vec::new(),
         };
         b.push_frame(name.into());
@@ -271,25 +275,6 @@ impl Builder {
         a.provably_eq(b, &self.module.symbols)
             || !self.equal.is_empty()
                 && self.canonical(a).provably_eq(&self.canonical(b), &self.module.symbols)
-    }
-    /// Numpy's result shape of operands of these shapes; see [`infer::broadcast_extent`].
-    pub fn broadcast_shapes(&self, shapes: &[&[Dim]]) -> Result<Vec<Dim>> {
-        let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
-        let mut out = vec![Dim::from(1); rank];
-        for shape in shapes {
-            for (o, d) in out[rank - shape.len()..].iter_mut().zip(*shape) {
-                if self.same_dim(o, d) {
-                    *o = if o.as_const().is_some() { o.clone() } else { d.clone() };
-                    continue;
-                }
-                *o = infer::broadcast_extent(o, d, &self.module.symbols).ok_or_else(|| {
-                    let all: Vec<String> =
-                        shapes.iter().map(|s| infer::show_shape(s, &self.module.symbols)).collect();
-                    IrError::ty("broadcast", format!("shapes {} do not broadcast", all.join(" and ")))
-                })?;
-            }
-        }
-        Ok(out)
     }
 
     // ---- ops --------------------------------------------------------------------------------

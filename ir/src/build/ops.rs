@@ -259,31 +259,6 @@ impl Builder {
         }
         self.op1(Prim::Broadcast { shape: shape.to_vec(), dims: dims.to_vec() }, &[x])
     }
-    /// Numpy's broadcast: dims align at the end.
-    pub fn broadcast_to(&mut self, x: V, shape: &[Dim]) -> Result<V> {
-        let rank = self.rank(x);
-        let same = |(a, b): (&Dim, &Dim)| self.same_dim(a, b);
-        if rank == shape.len() && self.shape(x).iter().zip(shape).all(same) {
-            return Ok(x);
-        }
-        let Some(lead) = shape.len().checked_sub(rank) else {
-            return Err(IrError::ty(
-                "broadcast",
-                format!("{} has more dims than the result, which has {}", self.show_type(x), shape.len()),
-            ));
-        };
-        let dims: Vec<usize> = (lead..shape.len()).collect();
-        self.op1(Prim::Broadcast { shape: shape.to_vec(), dims }, &[x])
-    }
-    /// All values with one shape.
-    pub fn broadcast_all<const N: usize>(&mut self, mut values: [V; N]) -> Result<[V; N]> {
-        let shapes: Vec<&[Dim]> = values.iter().map(|&v| self.shape(v)).collect();
-        let shape = self.broadcast_shapes(&shapes)?;
-        for v in &mut values {
-            *v = self.broadcast_to(*v, &shape)?;
-        }
-        Ok(values)
-    }
     /// Result `i` reads operand `start + i * step`, by dim; `size` is the result's shape.
     pub fn slice(&mut self, x: V, start: &[Dim], size: &[Dim], step: &[i64]) -> Result<V> {
         let whole = start.iter().all(|s| s.is_const(0)) && step.iter().all(|&s| s == 1);
@@ -495,7 +470,7 @@ impl Builder {
         }
         if runtime {
             let (sa, sb) = (self.shape(a).to_vec(), self.shape(b).to_vec());
-            let batch = self.broadcast_shapes(&[&sa[..lead_a], &sb[..lead_b]])?;
+            let batch = self.broadcast_shapes(&[sa[..lead_a].to_vec(), sb[..lead_b].to_vec()])?;
             let a = self.broadcast_to(a, &[&batch, &sa[lead_a..]].concat())?;
             let b = self.broadcast_to(b, &[&batch, &sb[lead_b..]].concat())?;
             return self.matmul_acc(a, b, acc);

@@ -430,7 +430,7 @@ fn only_entry_symbols(cx: &NodeCx, d: &Dim) -> bool {
 fn expand(cx: &mut NodeCx) -> OpResult {
     let (x, s) = (cx.input(0)?, cx.input(1)?);
     let target = cx.sizes_of(s, 0)?;
-    let shape = cx.b.broadcast_shapes(&[&cx.shape(x), &target])?;
+    let shape = cx.b.broadcast_shapes(&[cx.shape(x).to_vec(), target])?;
     Ok(cx.b.broadcast_to(x, &shape)?.into())
 }
 
