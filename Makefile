@@ -33,8 +33,10 @@ setup:
 build: setup
 	cargo build --release --bin kernelsmith $(FEATURES)
 
+# with the stand-in driver of --device ptx-interp beside it
 program: setup
-	cargo build --profile $(PROFILE) --bin kernelsmith $(FEATURES)
+	cargo build --profile $(PROFILE) --lib --bin kernelsmith --package kernelsmith \
+	    --package kernelsmith-ptx-driver $(FEATURES)
 
 run: program
 	scripts/digits.sh $(PROGRAM)

@@ -37,11 +37,20 @@ def find_program(given: str | None) -> Path:
     return max(built, key=lambda p: p.stat().st_mtime).resolve()
 
 
-def available_backends() -> list[str]:
-    """The native backends that a build on this machine has, by scripts/features.sh."""
+def features() -> list[str]:
+    """What a build on this machine has, by scripts/features.sh."""
     out = subprocess.run([ROOT / "scripts" / "features.sh"], capture_output=True, text=True, check=True)
-    features = out.stdout.strip().split(",")
-    return [b for b in BACKENDS if b in features]
+    return out.stdout.strip().split(",")
+
+
+def available_backends() -> list[str]:
+    """The native backends among the features."""
+    return [b for b in BACKENDS if b in features()]
+
+
+def devices() -> list[str]:
+    """Devices that need no hardware."""
+    return ["ptx-interp"] if "cuda" in features() else []
 
 
 def shared_dir() -> Path | None:

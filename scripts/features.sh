@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Print the cargo features that this machine can build, as a list separated by commas.
 #
-# Cranelift needs nothing; LLVM needs the development files of LLVM 22 (see setup.sh).
+# Cranelift needs nothing, nor does cuda, which opens the driver at run time; LLVM needs the development files of
+# LLVM 22 (see setup.sh).
 # KS_FEATURES, where it is set and not empty, is printed instead.
 set -euo pipefail
 
@@ -21,7 +22,7 @@ libstdcxx() { [ "$(cc -print-file-name=libstdc++.so 2>/dev/null)" != libstdc++.s
 if [ -n "${KS_FEATURES:-}" ]; then
     echo "$KS_FEATURES"
 elif llvm_22 && libstdcxx; then
-    echo cranelift,llvm
+    echo cranelift,llvm,cuda
 else
-    echo cranelift
+    echo cranelift,cuda
 fi

@@ -60,13 +60,34 @@ impl Context {
         observer: Option<Observer<'_>>,
     ) -> Result<()> {
         let state = self.state.as_mut().map_err(|e| e.clone())?;
-        Executor::new(&self.model, state, inputs, cancel).run(observer)
+        let mut ex = Executor::new(&self.model, state, inputs, cancel);
+        ex.start(observer)?;
+        ex.finish()
     }
 
-    /// The i-th output of the last successful run.
+    /// As [`Context::run`], but comes back as soon as the work is handed to the device, where the host has no part in
+    /// the rest; the inputs may change then. There are no outputs before [`Context::wait`].
+    ///
+    /// # Errors
+    /// As for `run`; what only the device can find is told by `wait`.
+    pub fn run_async(&mut self, inputs: &[InputView<'_>]) -> Result<()> {
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        Executor::new(&self.model, state, inputs, None).start(None)
+    }
+
+    /// Waits for what [`Context::run_async`] has handed over.
+    ///
+    /// # Errors
+    /// What the device found.
+    pub fn wait(&mut self) -> Result<()> {
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        Executor::new(&self.model, state, &[], None).finish()
+    }
+
+    /// The i-th output of the last run, if that was successful.
     pub fn output(&self, i: usize) -> Option<OutputView<'_>> {
         let def = self.model.program.outputs.get(i)?;
-        let state = self.state.as_ref().ok()?;
+        let state = self.state.as_ref().ok().filter(|s| !s.pending)?;
         let len = state.lens[def.buffer];
         let ptr = state.mirrors.get(i).map_or(state.ptrs[def.buffer], |m| m.base());
         let data = if ptr.is_null() || len == 0 {
@@ -95,7 +116,9 @@ impl Context {
         let (Some(s), Some(kept)) = (program.states.get(i), state.kept.get_mut(i)) else {
             return Err(RunError::State { name: format!("#{i}"), message: "there is no such state".into() });
         };
-        kept.set(&program.inputs[s.input], s, &rows, &*self.model.device, &*state.queue)
+        let moved = kept.set(&program.inputs[s.input], s, &rows, &*self.model.device, &*state.queue)?;
+        state.moves += u64::from(moved);
+        Ok(())
     }
 
     /// Forgets the rows of all states from row `len` on; 0 starts anew.
@@ -103,6 +126,16 @@ impl Context {
         for kept in self.state.iter_mut().flat_map(|s| &mut s.kept) {
             kept.len = kept.len.min(i64::try_from(len).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Gives back the memory that runs keep for the next one, outputs of the last run included; states stay as
+    /// they are. The next run takes what it needs anew.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn trim(&mut self) -> Result<()> {
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        state.trim(&self.model)
     }
 
     /// Bytes of the arena, at its high-water mark.
@@ -116,6 +149,10 @@ impl Context {
     /// What the host did for the device in the last run; nothing where the device is the host.
     pub fn host_ops(&self) -> &[HostOp] {
         self.state.as_ref().map_or(&[], |s| s.host_ops.as_slice())
+    }
+    /// Runs so far that were one call to the device, since an earlier run with the same sizes was recorded.
+    pub fn replays(&self) -> u64 {
+        self.state.as_ref().map_or(0, |s| s.replays)
     }
     /// Kernels that were handed to the device so far.
     pub fn launches(&self) -> u64 {

@@ -115,7 +115,7 @@ impl Kept {
         }
     }
 
-    /// Takes the rows of a dense tensor for what was there.
+    /// Takes the rows of a dense tensor for what was there. True where the memory has moved.
     pub(crate) fn set(
         &mut self,
         def: &IoDef,
@@ -123,7 +123,7 @@ impl Kept {
         view: &InputView<'_>,
         device: &dyn Device,
         queue: &dyn Queue,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut shape = view.shape.to_vec();
         let fits = |(d, (e, &n)): (usize, (&SizeExpr, &usize))| match e {
             _ if d == s.axis => n as u64 <= s.capacity as u64,
@@ -160,7 +160,7 @@ impl Kept {
             });
         };
         let memory = self.memory.get_or_insert_with(|| device.memory());
-        memory.grow(bytes + ALIGN)?;
+        let moved = memory.grow(bytes + ALIGN)?;
         let used = len * rows.row;
         for p in 0..rows.pieces {
             let from = &view.data[p * used..(p + 1) * used];
@@ -169,6 +169,6 @@ impl Kept {
         }
         self.shape = shape;
         self.len = len as i64;
-        Ok(())
+        Ok(moved)
     }
 }

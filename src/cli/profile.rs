@@ -1,7 +1,9 @@
-//! Time by kernel, beside what the machine could do at best; and the same as a trace.
+//! Time by kernel, beside what the CPU could do at best; and the same as a trace. Times of a GPU are the device's own,
+//! each kernel on its own.
 
 use crate::ceiling::Ceiling;
 use crate::compiled::Compiled;
+use crate::device::DeviceChoice;
 use crate::driver::{CompileOptions, Error};
 use format::Place;
 use ir::kernel::Dot;
@@ -41,7 +43,8 @@ struct Call {
 
 /// What a few runs told.
 pub(super) struct Profile {
-    ceiling: Ceiling,
+    /// Of the CPU, where that runs the model.
+    ceiling: Option<Ceiling>,
     rows: Vec<Row>,
     /// The last run.
     calls: Vec<Call>,
@@ -61,7 +64,10 @@ impl Profile {
         inputs: &[InputView<'_>],
         options: &CompileOptions,
     ) -> Result<Profile, Error> {
-        let ceiling = Ceiling::measure(options)?;
+        let ceiling = match options.device {
+            DeviceChoice::Cpu => Some(Ceiling::measure(options)?),
+            _ => None,
+        };
         let program = compiled.model.program();
         let weights = compiled.model.weight_bytes();
         let mut rows: BTreeMap<(usize, usize), (Row, Vec<usize>)> = BTreeMap::new();
@@ -125,7 +131,7 @@ impl Profile {
                 row.flops += flops as f64 * part;
                 row.bytes += (constant + other) as f64 * part;
                 let traffic = [(constant, weights.max(constant)), (other, constant + other)];
-                row.least_nanos += ceiling.nanos(flops as f64, dot, &traffic) * part;
+                row.least_nanos += ceiling.map_or(0.0, |c| c.nanos(flops as f64, dot, &traffic)) * part;
                 let begin_us = end_us - e.nanos as f64 / 1e3;
                 calls.push(Call {
                     kernel: name,
@@ -147,24 +153,26 @@ impl Profile {
 
     /// A table, slowest kernels first.
     pub(super) fn table(&self) -> String {
-        let c = &self.ceiling;
         let total: f64 = self.rows.iter().map(|r| r.nanos).sum();
         let least: f64 = self.rows.iter().map(|r| r.least_nanos).sum();
         let mut s = String::new();
         // writing to a String cannot fail
-        let _ = writeln!(
-            s,
-            "\nceilings: {:.0} GFLOP/s (f32 multiply-add), {:.0} (bytes), {:.0} (bf16), reading {:.0} GB/s from L2, {:.0} \
-             from L3, {:.1} from memory",
-            c.gflops, c.bytes_gops, c.bf16_gflops, c.l2_gbs, c.l3_gbs, c.dram_gbs
-        );
-        let _ = writeln!(
-            s,
-            "kernels {:.3} ms of a run of {:.3} ms, {:.0}% of the ceilings",
-            total / 1e6,
-            self.run_nanos / 1e6,
-            100.0 * least / total.max(1.0)
-        );
+        let _ = write!(s, "\nkernels {:.3} ms of a run of {:.3} ms", total / 1e6, self.run_nanos / 1e6);
+        let _ = match &self.ceiling {
+            None => writeln!(s),
+            Some(c) => writeln!(
+                s,
+                ", {:.0}% of the ceilings: {:.0} GFLOP/s (f32 multiply-add), {:.0} (bytes), {:.0} (bf16), reading {:.0} \
+                 GB/s from L2, {:.0} from L3, {:.1} from memory",
+                100.0 * least / total.max(1.0),
+                c.gflops,
+                c.bytes_gops,
+                c.bf16_gflops,
+                c.l2_gbs,
+                c.l3_gbs,
+                c.dram_gbs
+            ),
+        };
         let _ = writeln!(
             s,
             "{:>9} {:>6} {:>6} {:>9} {:>7} {:>8}  kernel",
@@ -190,7 +198,6 @@ impl Profile {
     }
 
     pub(super) fn json(&self) -> serde_json::Value {
-        let c = &self.ceiling;
         let rows: Vec<_> = self
             .rows
             .iter()
@@ -199,14 +206,15 @@ impl Profile {
                     "kernel": r.name, "variant": r.variant, "node": r.node, "nodes": r.nodes,
                     "us": r.nanos / 1e3, "calls": r.calls,
                     "gflops": r.flops / r.nanos.max(1.0), "gbs": r.bytes / r.nanos.max(1.0),
-                    "of_ceiling": r.least_nanos / r.nanos.max(1.0),
+                    "of_ceiling": self.ceiling.map(|_| r.least_nanos / r.nanos.max(1.0)),
                 })
             })
             .collect();
         serde_json::json!({
-            "ceiling": {
-                "gflops": c.gflops, "bytes_gops": c.bytes_gops, "bf16_gflops": c.bf16_gflops, "l2_gbs": c.l2_gbs, "l3_gbs": c.l3_gbs, "dram_gbs": c.dram_gbs,
-            },
+            "ceiling": self.ceiling.map(|c| serde_json::json!({
+                "gflops": c.gflops, "bytes_gops": c.bytes_gops, "bf16_gflops": c.bf16_gflops, "l2_gbs": c.l2_gbs,
+                "l3_gbs": c.l3_gbs, "dram_gbs": c.dram_gbs,
+            })),
             "run_us": self.run_nanos / 1e3,
             "kernels": rows,
         })

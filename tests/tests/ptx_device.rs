@@ -282,6 +282,59 @@ fn states_stay_on_the_device() {
     }
 }
 
+/// The second run with the same sizes is recorded, later ones replay it, whatever other sizes come between.
+#[test]
+fn repeated_sizes_are_replayed() {
+    let module = resnet();
+    let compiled = compile_module(module.clone(), &options()).unwrap();
+    let mut context = compiled.context();
+    let mut kernels = Vec::new();
+    for (run, (batch, replays)) in
+        [(2, 0), (2, 1), (2, 2), (1, 2), (2, 3), (1, 4), (1, 5), (3, 5), (2, 5)].into_iter().enumerate()
+    {
+        let x = arrays::random(DType::F32, vec![batch, 3, 16, 16], run as u64);
+        let before = context.launches();
+        let got = compiled.run(&mut context, std::slice::from_ref(&x)).unwrap();
+        let want = Interp::new(&module).run(&[x]).unwrap();
+        let c = compare(&got[0], &want[0], Tolerance::of_network(DType::F32));
+        assert!(c.passes(), "run {run}: {c}");
+        assert_eq!(context.replays(), replays, "run {run}");
+        kernels.push(context.launches() - before);
+    }
+    // what was recorded goes with the memory
+    context.trim().unwrap();
+    assert_eq!(context.arena_bytes(), 0);
+    assert!(context.output(0).is_none_or(|o| o.data.is_empty()));
+    let x = arrays::random(DType::F32, vec![2, 3, 16, 16], 77);
+    let got = compiled.run(&mut context, std::slice::from_ref(&x)).unwrap();
+    let want = Interp::new(&module).run(&[x]).unwrap();
+    assert!(compare(&got[0], &want[0], Tolerance::of_network(DType::F32)).passes());
+    assert_eq!(context.replays(), 5);
+    // a replay is as many kernels as a plain run
+    assert!(kernels.iter().all(|k| *k == kernels[0]), "{kernels:?}");
+}
+
+#[test]
+fn runs_can_be_waited_for_later() {
+    let (compiled, inputs) = compile_xor(false).unwrap();
+    let want = compiled.run(&mut compiled.context(), &inputs).unwrap();
+    let mut context = compiled.context();
+    for _ in 0..3 {
+        context.run_async(&compiled::views(&inputs)).unwrap();
+        assert!(context.output(0).is_none(), "an output that nobody has waited for");
+        context.wait().unwrap();
+        assert_eq!(compiled.outputs(&context).unwrap(), want);
+    }
+    // an error that only the device can find
+    let compiled = compile_module(gather(), &options()).unwrap();
+    let mut context = compiled.context();
+    let given = [arrays::random(DType::F32, vec![8, 3], 1), Tensor::from_i64(vec![4], &[0, 8, 1, 2])];
+    context.run_async(&compiled::views(&given)).unwrap();
+    let e = context.wait().unwrap_err().to_string();
+    assert!(e.contains("index 8 out of range 0..8"), "{e}");
+    assert!(context.output(0).is_none());
+}
+
 // ---- failures ---------------------------------------------------------------------------------------------
 
 fn compile_xor(check_launches: bool) -> Result<(Compiled, Vec<Tensor>), kernelsmith::Error> {

@@ -39,7 +39,8 @@ impl Settings {
     /// # Errors
     /// The word that is none of the above.
     pub fn parse(interp: &str, fault: &str) -> Result<Settings, String> {
-        let config = Config { counters: false, step_limit: STEPS, ..Config::default() };
+        let config =
+            Config { agreeing_writes: true, counters: false, step_limit: STEPS, ..Config::default() };
         let mut s = Settings {
             config,
             version: VERSION,

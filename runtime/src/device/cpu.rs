@@ -1,6 +1,6 @@
 //! The CPU as a device: everything is done when it is handed over.
 
-use super::{Addr, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue};
+use super::{Addr, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording};
 use crate::arena::Region;
 use crate::error::{Result, RunError};
 use crate::loader::CodeImage;
@@ -213,6 +213,19 @@ impl Queue for CpuQueue {
             value: self.status.value.load(Ordering::Relaxed),
             limit: self.status.limit.load(Ordering::Relaxed),
         })
+    }
+
+    /// A host schedule costs next to nothing where no driver stands between.
+    fn record(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn recorded(&self) -> Result<Box<dyn Recording>> {
+        Err(RunError::Program("a CPU records nothing".into()))
+    }
+
+    unsafe fn replay(&self, _: &dyn Recording) -> Result<()> {
+        Err(RunError::Program("a CPU records nothing".into()))
     }
 
     fn is_direct(&self) -> bool {

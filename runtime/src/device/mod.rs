@@ -12,6 +12,7 @@ use crate::error::{DeviceError, Result};
 use crate::model::Limits;
 use crate::pool::Pool;
 use format::Program;
+use std::any::Any;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,10 +126,26 @@ pub trait Queue: Send {
     fn wait(&self) -> Result<()>;
     /// What kernels that are done have reported; forgets it.
     fn failure(&self) -> Option<IndexFailure>;
+    /// Begins to record instead of doing; false where this queue does not. Until [`Queue::recorded`] nothing may be
+    /// read, written or waited for.
+    fn record(&self) -> Result<bool>;
+    /// Ends the recording.
+    fn recorded(&self) -> Result<Box<dyn Recording>>;
+    /// Does once more what was recorded on this queue.
+    ///
+    /// # Safety
+    /// As for what was recorded: every address in it still holds as much.
+    unsafe fn replay(&self, recording: &dyn Recording) -> Result<()>;
     /// The host may follow addresses of the device, once what writes there is done, which is at once.
     fn is_direct(&self) -> bool;
     /// Kernels handed over so far.
     fn launches(&self) -> u64;
+}
+
+/// Work that a queue has recorded and can do again at the cost of one call.
+pub trait Recording: Send {
+    /// For the queue that made it.
+    fn as_any(&self) -> &dyn Any;
 }
 
 /// Which device to open.

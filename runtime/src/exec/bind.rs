@@ -31,7 +31,7 @@ impl Executor<'_> {
             }
             let kept = &mut self.state.kept[i];
             let region = memory(&mut kept.memory, &*model.device);
-            region.grow(len + ALIGN)?;
+            self.state.moves += u64::from(region.grow(len + ALIGN)?);
             self.state.ptrs[def.buffer] = region.base();
             self.state.lens[def.buffer] = len;
         }
@@ -89,8 +89,8 @@ impl Executor<'_> {
             let ptr = match in_place {
                 Some(at) => at,
                 None => {
-                    let staged = memory(&mut self.state.staged[i], &*model.device);
-                    staged.grow(view.data.len() + ALIGN)?;
+                    let staged = &mut self.state.staged[i];
+                    self.state.moves += u64::from(staged.grow(view.data.len() + ALIGN)?);
                     let to = staged.base();
                     // SAFETY: the staging memory was grown to the input's length.
                     unsafe { self.state.queue.write(to, view.data) }?;

@@ -4,6 +4,7 @@
 //! the device where it lies there; everything else stays on it.
 
 mod bind;
+mod buckets;
 mod places;
 
 use crate::context::InputView;
@@ -12,7 +13,7 @@ use crate::error::{Result, RunError};
 use crate::host_fns;
 use crate::model::Model;
 use crate::states::Kept;
-use format::{OriginDef, SizeExpr, Step, UNBOUND};
+use format::{BufferDef, OriginDef, Place, SizeExpr, Step, UNBOUND};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -70,7 +71,7 @@ pub(crate) struct State {
     /// Memory of own and output buffers, by buffer.
     own: Vec<Option<Box<dyn Memory>>>,
     /// Copies of inputs that the device cannot read where they are.
-    staged: Vec<Option<Box<dyn Memory>>>,
+    staged: Vec<Box<dyn Memory>>,
     /// Copies of outputs where the host cannot read those of the device, by output.
     pub(crate) mirrors: Vec<Box<dyn Memory>>,
     args: Vec<Addr>,
@@ -79,12 +80,25 @@ pub(crate) struct State {
     pub(crate) host_calls: u64,
     pub(crate) host_nanos: u64,
     pub(crate) host_ops: Vec<HostOp>,
+    buckets: Vec<buckets::Bucket>,
+    /// How often memory that kernels use has moved.
+    pub(crate) moves: u64,
+    runs: u64,
+    /// A run was handed over and has not ended well as yet.
+    pub(crate) pending: bool,
+    /// Runs that were replays of recordings.
+    pub(crate) replays: u64,
 }
 
 impl State {
     pub(crate) fn new(model: &Model) -> Result<State> {
         let p = &model.program;
         let queue = model.code.clone().queue()?;
+        // made now, so that no run has to
+        let own = |b: &BufferDef| match b.place {
+            Place::Output(_) | Place::Own => Some(model.device.memory()),
+            _ => None,
+        };
         let mirrors = if queue.is_direct() { 0 } else { p.outputs.len() };
         Ok(State {
             queue,
@@ -94,8 +108,8 @@ impl State {
             offsets: vec![None; p.buffers.len()],
             arena: model.device.memory(),
             kept: p.states.iter().map(|_| Kept::default()).collect(),
-            own: p.buffers.iter().map(|_| None).collect(),
-            staged: p.inputs.iter().map(|_| None).collect(),
+            own: p.buffers.iter().map(own).collect(),
+            staged: p.inputs.iter().map(|_| model.device.memory()).collect(),
             mirrors: (0..mirrors).map(|_| model.device.host_memory()).collect(),
             args: vec![nowhere(); model.max_args],
             sym_args: vec![0; model.max_syms],
@@ -103,7 +117,30 @@ impl State {
             host_calls: 0,
             host_nanos: 0,
             host_ops: Vec::new(),
+            buckets: Vec::new(),
+            moves: 0,
+            runs: 0,
+            replays: 0,
+            pending: false,
         })
+    }
+}
+
+impl State {
+    /// Lets go of memory that is only kept so that the next run finds it; states stay.
+    pub(crate) fn trim(&mut self, model: &Model) -> Result<()> {
+        self.queue.begin()?;
+        self.queue.wait()?;
+        self.buckets.clear();
+        self.moves += 1;
+        self.arena = model.device.memory();
+        self.own.iter_mut().flatten().for_each(|m| *m = model.device.memory());
+        self.staged.iter_mut().for_each(|m| *m = model.device.memory());
+        self.mirrors.iter_mut().for_each(|m| *m = model.device.host_memory());
+        self.ptrs.copy_from_slice(&model.fixed);
+        self.lens.fill(0);
+        self.pending = false;
+        Ok(())
     }
 }
 
@@ -111,6 +148,7 @@ impl Drop for State {
     fn drop(&mut self) {
         // what is still under way uses the memory that goes next; an error has nobody to be told
         let _ = self.queue.wait();
+        self.buckets.clear();
     }
 }
 
@@ -151,15 +189,20 @@ impl<'m> Executor<'m> {
         self.wait()
     }
 
-    pub(crate) fn run(&mut self, mut observer: Option<Observer<'_>>) -> Result<()> {
+    /// Hands a run over; its outputs are there after [`Executor::finish`].
+    pub(crate) fn start(&mut self, mut observer: Option<Observer<'_>>) -> Result<()> {
         self.state.queue.begin()?;
+        if std::mem::replace(&mut self.state.pending, true) {
+            // what an earlier run found is told by this one
+            self.wait()?;
+        }
         self.state.host_ops.clear();
         self.state.syms.fill(UNBOUND);
         self.state.offsets.fill(None);
         self.bind_inputs()?;
         self.place_fixed()?;
         let model = self.model;
-        self.steps(&model.program.steps, &mut observer)?;
+        self.steps_of_bucket(&mut observer)?;
         for (i, def) in model.program.outputs.iter().enumerate() {
             for (d, e) in def.shape.iter().enumerate() {
                 self.state.shapes[i][d] = self.eval(e, &def.name)?.max(0) as usize;
@@ -172,8 +215,14 @@ impl<'m> Executor<'m> {
         for (i, s) in model.program.states.iter().enumerate() {
             self.state.kept[i].len = self.eval(&s.next, "a state")?;
         }
-        self.copy_outputs()?;
-        self.wait()
+        self.copy_outputs()
+    }
+
+    /// Waits for the run that was handed over.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        self.wait()?;
+        self.state.pending = false;
+        Ok(())
     }
 
     /// Copies what the host cannot read on the device, states apart.

@@ -35,6 +35,7 @@ impl Executor<'_> {
         }
         // one vector more, so that the last one of a buffer may be read whole
         if self.state.arena.grow(needed as usize + ALIGN)? {
+            self.state.moves += 1;
             for (b, offset) in self.state.offsets.iter().enumerate() {
                 if let Some(o) = offset {
                     self.state.ptrs[b] = self.state.arena.base().wrapping_add(*o);
@@ -59,7 +60,7 @@ impl Executor<'_> {
             }
             Place::Output(_) | Place::Own => {
                 let own = memory(&mut self.state.own[b], &*model.device);
-                own.grow(len + ALIGN)?;
+                self.state.moves += u64::from(own.grow(len + ALIGN)?);
                 self.state.ptrs[b] = own.base();
             }
             Place::Const(_) | Place::Init | Place::Input(_) | Place::Alias(_) => {}
@@ -104,7 +105,7 @@ impl Executor<'_> {
         }
         let own = memory(&mut self.state.own[to], &*model.device);
         let needed = if end + ALIGN > own.len() { (end + ALIGN).max(2 * end) } else { 0 };
-        own.grow(needed)?;
+        self.state.moves += u64::from(own.grow(needed)?);
         self.state.ptrs[to] = own.base();
         self.state.lens[to] = end;
         placed(self.state.ptrs[from])?;

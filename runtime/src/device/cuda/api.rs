@@ -5,7 +5,7 @@
 
 use cudarc::driver::sys as cu;
 use libloading::Library;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::path::{Path, PathBuf};
 
 /// A call that failed, with the driver's words for it.
@@ -87,6 +87,12 @@ functions! {
     event_destroy = "cuEventDestroy_v2"(event: cu::CUevent);
     event_record = "cuEventRecord"(event: cu::CUevent, stream: cu::CUstream);
     event_elapsed_time = "cuEventElapsedTime"(ms: *mut f32, begin: cu::CUevent, end: cu::CUevent);
+    stream_begin_capture = "cuStreamBeginCapture_v2"(stream: cu::CUstream, mode: cu::CUstreamCaptureMode);
+    stream_end_capture = "cuStreamEndCapture"(stream: cu::CUstream, graph: *mut cu::CUgraph);
+    graph_instantiate = "cuGraphInstantiateWithFlags"(exec: *mut cu::CUgraphExec, graph: cu::CUgraph, flags: c_ulonglong);
+    graph_launch = "cuGraphLaunch"(exec: cu::CUgraphExec, stream: cu::CUstream);
+    graph_destroy = "cuGraphDestroy"(graph: cu::CUgraph);
+    graph_exec_destroy = "cuGraphExecDestroy"(exec: cu::CUgraphExec);
     launch_kernel = "cuLaunchKernel"(
         function: cu::CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
         block_z: c_uint, shared_bytes: c_uint, stream: cu::CUstream, params: *mut *mut c_void, extra: *mut *mut c_void

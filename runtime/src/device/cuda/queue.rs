@@ -1,12 +1,13 @@
 //! A stream of one caller, with the status word that its kernels write to.
 
-use super::super::{Addr, IndexFailure, Launch, Memory, Queue};
+use super::super::{Addr, IndexFailure, Launch, Memory, Queue, Recording};
 use super::api::Failure;
 use super::memory::{DeviceMemory, PinnedMemory};
-use super::{CudaCode, is_sticky};
+use super::{CudaCode, Driver, is_sticky};
 use crate::error::{DeviceError, Result, RunError};
 use cudarc::driver::sys as cu;
 use format::abi::KernelStatus;
+use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ unsafe impl Send for CudaQueue {}
 #[derive(Default)]
 struct Inner {
     scratch: Option<DeviceMemory>,
+    /// Scratch memory that has become too small; recordings may use it. Each is half of the next one at most.
+    outgrown: Vec<DeviceMemory>,
     /// Kernels and origins handed over since the last wait.
     pending: Vec<(usize, usize)>,
     /// The last one known to be done.
@@ -47,6 +50,33 @@ struct Inner {
     launches: u64,
     /// Something may have written to the status word since the last wait.
     dirty: bool,
+    /// Kernels and origins of the recording in progress.
+    recording: Option<Vec<(usize, usize)>>,
+}
+
+/// An instantiated graph.
+struct Graph {
+    driver: Arc<Driver>,
+    exec: cu::CUgraphExec,
+    kernels: Vec<(usize, usize)>,
+}
+
+// SAFETY: a handle of the driver.
+unsafe impl Send for Graph {}
+
+impl Recording for Graph {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.driver.enter().is_ok() {
+            // SAFETY: ours; whoever replayed it has waited, or the driver does.
+            let _ = unsafe { self.driver.api.graph_exec_destroy(self.exec) };
+        }
+    }
 }
 
 struct Stream {
@@ -185,8 +215,11 @@ impl Queue for CudaQueue {
                 limit: code.limits.arena_bytes,
             });
         }
-        if scratch > 0 {
-            inner.scratch.get_or_insert_with(|| DeviceMemory::new(driver.clone())).grow(scratch as usize)?;
+        let held = inner.scratch.as_ref().map_or(0, Memory::len);
+        if scratch as usize > held {
+            let mut new = DeviceMemory::new(driver.clone());
+            new.grow((scratch as usize).max(2 * held))?;
+            inner.outgrown.extend(inner.scratch.replace(new));
         }
         inner.values.clear();
         inner.values.extend(l.bufs.iter().map(|b| b.addr() as u64));
@@ -197,9 +230,14 @@ impl Queue for CudaQueue {
         inner.params.extend(inner.values.iter_mut().map(|v| (&raw mut *v).cast::<c_void>()));
         let (params, stream) = (inner.params.as_mut_ptr(), self.stream.handle);
         let api = &driver.api;
-        inner.pending.push((l.kernel, l.origin));
-        inner.dirty = true;
-        inner.launches += 1;
+        match &mut inner.recording {
+            Some(kernels) => kernels.push((l.kernel, l.origin)),
+            None => {
+                inner.pending.push((l.kernel, l.origin));
+                inner.dirty = true;
+                inner.launches += 1;
+            }
+        }
         if let (Some([begin, _]), true) = (self.timers, timed) {
             // SAFETY: our event and stream.
             let recorded = unsafe { api.event_record(begin, stream) };
@@ -223,7 +261,9 @@ impl Queue for CudaQueue {
             )
         };
         if let Err(f) = launched {
-            inner.pending.pop();
+            if inner.recording.is_none() {
+                inner.pending.pop();
+            }
             if is_sticky(f.code) {
                 return Err(self.error(inner, f));
             }
@@ -232,7 +272,7 @@ impl Queue for CudaQueue {
             return Err(DeviceError::Launch { kernel, message }.into());
         }
         if !timed {
-            if driver.settings.check_launches {
+            if driver.settings.check_launches && inner.recording.is_none() {
                 self.wait_for(inner)?;
             }
             return Ok(0);
@@ -304,6 +344,52 @@ impl Queue for CudaQueue {
             let _ = self.code.driver.api.memset_d8_async(to, 0, STATUS, stream);
         }
         Some(IndexFailure { origin: (flag - 1).max(0) as usize, value, limit })
+    }
+
+    fn record(&self) -> Result<bool> {
+        let driver = &self.code.driver;
+        if driver.settings.check_launches {
+            return Ok(false);
+        }
+        let mut inner = self.inner.borrow_mut();
+        // calls of other threads are nothing to this recording
+        let mode = cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: our stream, which records nothing yet.
+        let begun = unsafe { driver.api.stream_begin_capture(self.stream.handle, mode) };
+        self.check(&inner, begun)?;
+        inner.recording = Some(Vec::new());
+        Ok(true)
+    }
+
+    fn recorded(&self) -> Result<Box<dyn Recording>> {
+        let driver = &self.code.driver;
+        let mut inner = self.inner.borrow_mut();
+        let kernels = inner.recording.take().unwrap_or_default();
+        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: our stream, which records; the graph is destroyed once the executable form has been made of it.
+        unsafe {
+            let ended = driver.api.stream_end_capture(self.stream.handle, &mut graph);
+            self.check(&inner, ended)?;
+            let made = driver.api.graph_instantiate(&mut exec, graph, 0);
+            let gone = driver.api.graph_destroy(graph);
+            self.check(&inner, made)?;
+            self.check(&inner, gone)?;
+        }
+        Ok(Box::new(Graph { driver: driver.clone(), exec, kernels }))
+    }
+
+    unsafe fn replay(&self, recording: &dyn Recording) -> Result<()> {
+        let Some(graph) = recording.as_any().downcast_ref::<Graph>() else {
+            return Err(RunError::Program("a recording of another device".into()));
+        };
+        let mut inner = self.inner.borrow_mut();
+        // SAFETY: made of work of this queue, whose addresses are good, as the caller says.
+        let launched = unsafe { self.code.driver.api.graph_launch(graph.exec, self.stream.handle) };
+        self.check(&inner, launched)?;
+        inner.pending.extend_from_slice(&graph.kernels);
+        inner.dirty |= !graph.kernels.is_empty();
+        inner.launches += graph.kernels.len() as u64;
+        Ok(())
     }
 
     fn is_direct(&self) -> bool {
