@@ -61,8 +61,11 @@ impl Context {
     ) -> Result<()> {
         let state = self.state.as_mut().map_err(|e| e.clone())?;
         let mut ex = Executor::new(&self.model, state, inputs, cancel);
-        ex.start(observer)?;
-        ex.finish()
+        let done = ex.start(observer).and_then(|()| ex.finish());
+        if done.is_err() {
+            ex.abandon();
+        }
+        done
     }
 
     /// As [`Context::run`], but comes back as soon as the work is handed to the device, where the host has no part in

@@ -193,8 +193,8 @@ impl<'m> Executor<'m> {
     pub(crate) fn start(&mut self, mut observer: Option<Observer<'_>>) -> Result<()> {
         self.state.queue.begin()?;
         if std::mem::replace(&mut self.state.pending, true) {
-            // what an earlier run found is told by this one
-            self.wait()?;
+            // what the earlier run found is told when this one is waited for
+            self.state.queue.wait()?;
         }
         self.state.host_ops.clear();
         self.state.syms.fill(UNBOUND);
@@ -223,6 +223,13 @@ impl<'m> Executor<'m> {
         self.wait()?;
         self.state.pending = false;
         Ok(())
+    }
+
+    /// After a failure: what is still under way ends, and what it finds is no longer of interest.
+    pub(crate) fn abandon(&mut self) {
+        if self.state.queue.wait().is_ok() {
+            self.state.queue.failure();
+        }
     }
 
     /// Copies what the host cannot read on the device, states apart.
