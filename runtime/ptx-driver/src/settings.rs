@@ -39,8 +39,7 @@ impl Settings {
     /// # Errors
     /// The word that is none of the above.
     pub fn parse(interp: &str, fault: &str) -> Result<Settings, String> {
-        let config =
-            Config { agreeing_writes: true, counters: false, step_limit: STEPS, ..Config::default() };
+        let config = Config { step_limit: STEPS, ..Config::default() };
         let mut s = Settings {
             config,
             version: VERSION,
