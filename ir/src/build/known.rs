@@ -331,6 +331,11 @@ impl Eval<'_> {
             _ => {}
         }
         let (a, b) = (a?, b?);
+        // numbers that only move (see `Elem::scalar`) are not exact as [`Dim`]s
+        let far = |x: &Elem| x.num.as_const().is_some_and(|n| n.abs() >= BIG);
+        if (far(a) || far(b)) && !matches!(op, BinaryOp::Min | BinaryOp::Max) {
+            return None;
+        }
         let den = a.den.max(b.den);
         let scaled = |x: &Elem| {
             let by = den / x.den;
