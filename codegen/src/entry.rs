@@ -1,4 +1,4 @@
-//! What both emitters do alike at the entry of a function: its scratch memory, its symbol
+//! What all emitters do alike at the entry of a function: its scratch memory, its symbol
 //! parameters, and size expressions as code.
 
 use crate::Fault;
@@ -106,7 +106,7 @@ pub(crate) trait IntEmit {
 }
 
 /// Checks the frame of a function in machine form, which the emitters rely on: pure definitions, then
-/// one parallel loop without carried values.
+/// one parallel loop without carried values, inside of which loops and branches yield what they have results for.
 pub(crate) fn check_entry(func: &Func) -> Emit<()> {
     if func.form != Form::Machine {
         return Err(Fault::invalid("the function is in tile form"));
@@ -121,24 +121,37 @@ pub(crate) fn check_entry(func: &Func) -> Emit<()> {
         return Err(Fault::invalid("more than definitions in front of the parallel loop"));
     }
     match last {
-        Stmt::For { parallel: Some(Level::Thread), step: 1, carries, body, .. } if carries.is_empty() => {
-            no_parallel(&body.stmts)
+        Stmt::For { parallel: Some(Level::Thread), step: 1, carries, results, body, .. }
+            if carries.is_empty() && results.is_empty() && body.yields.is_empty() =>
+        {
+            check_flow(&body.stmts)
         }
         _ => Err(Fault::invalid("the last statement is no plain parallel loop over threads")),
     }
 }
 
-fn no_parallel(stmts: &[Stmt]) -> Emit<()> {
+fn check_flow(stmts: &[Stmt]) -> Emit<()> {
     stmts.iter().try_for_each(|stmt| match stmt {
         Stmt::For { parallel: Some(_), .. } => Err(Fault::invalid("a parallel loop that is not outermost")),
-        Stmt::For { body, .. } => no_parallel(&body.stmts),
-        Stmt::While { cond, body, .. } => {
-            no_parallel(&cond.stmts)?;
-            no_parallel(&body.stmts)
+        Stmt::For { step, carries, results, body, .. } => {
+            if *step <= 0 || carries.len() != results.len() || carries.len() != body.yields.len() {
+                return Err(Fault::invalid("a loop whose step, carries or results do not fit"));
+            }
+            check_flow(&body.stmts)
         }
-        Stmt::If { then, otherwise, .. } => {
-            no_parallel(&then.stmts)?;
-            no_parallel(&otherwise.stmts)
+        Stmt::While { carries, results, cond, body } => {
+            if carries.len() != results.len() || carries.len() != body.yields.len() {
+                return Err(Fault::invalid("a while loop whose carries or results do not fit"));
+            }
+            check_flow(&cond.stmts)?;
+            check_flow(&body.stmts)
+        }
+        Stmt::If { then, otherwise, results, .. } => {
+            if then.yields.len() != results.len() || otherwise.yields.len() != results.len() {
+                return Err(Fault::invalid("the blocks of a branch yield other than its results"));
+            }
+            check_flow(&then.stmts)?;
+            check_flow(&otherwise.stmts)
         }
         _ => Ok(()),
     })

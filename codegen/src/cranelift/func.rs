@@ -218,9 +218,6 @@ impl Emitter<'_> {
         results: &[Val],
         body: &Block,
     ) -> Emit<()> {
-        if step <= 0 || carries.len() != results.len() || carries.len() != body.yields.len() {
-            return Err(Fault::invalid("a loop whose step, carries or results do not fit"));
-        }
         // Entered only if there is an iteration, so that the test sits at the end of the body.
         let inits = self.flat(carries.iter().map(|c| c.1))?;
         let (head, exit) = (self.b.create_block(), self.b.create_block());
@@ -252,9 +249,6 @@ impl Emitter<'_> {
         let [test] = cond.yields.as_slice() else {
             return Err(Fault::invalid("the condition of a while loop yields one value"));
         };
-        if carries.len() != results.len() || carries.len() != body.yields.len() {
-            return Err(Fault::invalid("a while loop whose carries or results do not fit"));
-        }
         let inits = self.flat(carries.iter().map(|c| c.1))?;
         let (head, inside, exit) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         self.b.ins().jump(head, &inits);
@@ -276,9 +270,6 @@ impl Emitter<'_> {
     }
 
     fn branch(&mut self, cond: Val, then: &Block, other: &Block, results: &[Val]) -> Emit<()> {
-        if then.yields.len() != results.len() || other.yields.len() != results.len() {
-            return Err(Fault::invalid("the blocks of a branch yield other than its results"));
-        }
         let cond = self.scalar(cond)?;
         let (yes, no, exit) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         self.b.ins().brif(cond, yes, &[], no, &[]);

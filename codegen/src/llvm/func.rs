@@ -181,9 +181,6 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
         results: &[Val],
         body: &Block,
     ) -> Emit<()> {
-        if step <= 0 || carries.len() != results.len() || carries.len() != body.yields.len() {
-            return Err(Fault::invalid("a loop whose step, carries or results do not fit"));
-        }
         let inits = carries.iter().map(|(_, i)| self.val(*i)).collect::<Emit<Vec<_>>>()?;
         // Entered only if there is an iteration, so that the test sits at the end of the body.
         let before = self.here()?;
@@ -247,13 +244,9 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
         cond: &Block,
         body: &Block,
     ) -> Emit<()> {
-        let fits = carries.len() == results.len() && carries.len() == body.yields.len();
         let [test] = cond.yields.as_slice() else {
             return Err(Fault::invalid("the condition of a while loop yields one value"));
         };
-        if !fits {
-            return Err(Fault::invalid("a while loop whose carries or results do not fit"));
-        }
         let inits = carries.iter().map(|(_, i)| self.val(*i)).collect::<Emit<Vec<_>>>()?;
         let before = self.here()?;
         let (head, inside, exit) = (self.block("while"), self.block("body"), self.block("done"));
@@ -279,9 +272,6 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
     }
 
     fn branch(&mut self, cond: Val, then: &Block, other: &Block, results: &[Val]) -> Emit<()> {
-        if then.yields.len() != results.len() || other.yields.len() != results.len() {
-            return Err(Fault::invalid("the blocks of a branch yield other than its results"));
-        }
         let cond = self.int(cond)?;
         let (yes, no, exit) = (self.block("then"), self.block("else"), self.block("join"));
         self.build.b.build_conditional_branch(cond, yes, no)?;

@@ -119,9 +119,6 @@ impl Emitter<'_> {
                 self.for_loop(*var, count, &[], &[], body)
             }
             Stmt::For { var, lo, hi, step, carries, results, body, parallel: None } => {
-                if *step <= 0 {
-                    return Err(Fault::invalid("a loop that does not count up"));
-                }
                 let count = self.count(*lo, *hi, *step)?;
                 self.for_loop(*var, count, carries, results, body)
             }
@@ -170,9 +167,6 @@ impl Emitter<'_> {
 
     /// Gives the carried registers their next values, all at once.
     fn assign(&mut self, regs: &[Reg], yields: &[Val]) -> Emit<()> {
-        if regs.len() != yields.len() {
-            return Err(Fault::invalid("a block yields other values than are carried"));
-        }
         let mut next = Vec::with_capacity(regs.len());
         for (r, y) in regs.iter().zip(yields) {
             let y = self.reg(*y)?;
@@ -189,9 +183,6 @@ impl Emitter<'_> {
     }
 
     fn define(&mut self, results: &[Val], regs: &[Reg]) -> Emit<()> {
-        if results.len() != regs.len() {
-            return Err(Fault::invalid("results that do not fit the carried values"));
-        }
         results.iter().zip(regs).try_for_each(|(v, r)| self.set(*v, *r))
     }
 
@@ -279,9 +270,6 @@ impl Emitter<'_> {
     }
 
     fn branch(&mut self, cond: Val, then: &Block, other: &Block, results: &[Val]) -> Emit<()> {
-        if then.yields.len() != results.len() || other.yields.len() != results.len() {
-            return Err(Fault::invalid("the blocks of a branch yield other than its results"));
-        }
         let cond = self.scalar(cond)?;
         let mut regs = Vec::with_capacity(results.len());
         for v in results {
