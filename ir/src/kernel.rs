@@ -159,6 +159,13 @@ pub enum Stmt {
     Bind { var: Var, value: ExprId, bound: Dim },
 }
 
+impl Stmt {
+    /// `buf[index] = value` at each point of the domain.
+    pub fn store(buf: BufId, index: Vec<Dim>, value: ExprId) -> Stmt {
+        Stmt::Store { axes: Vec::new(), buf, index, guards: Vec::new(), value, combine: Combine::Set }
+    }
+}
+
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Kernel {
     pub name: String,

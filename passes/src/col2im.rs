@@ -6,12 +6,13 @@
 //! its neighbours (`col2im`), read where there are any.
 
 use crate::group::Temp;
+use crate::index::{linearise, simplify_guards};
 use crate::kernels::{Build, KernelUnit};
 use crate::pull::PullError;
 use crate::winograd::{Site, named_axes, read};
 use ir::dtype::Scalar;
 use ir::kernel::{Access, Axis, Expr, Guard, Stmt};
-use ir::prim::{BinaryOp, Combine, Monoid, Prim, WindowDim};
+use ir::prim::{BinaryOp, Monoid, Prim, WindowDim};
 use ir::{DType, Dim, TensorType, ValueId};
 
 type Result<T> = std::result::Result<T, PullError>;
@@ -61,16 +62,6 @@ pub fn build(
     let shape_u = [ci.clone(), taps.clone(), co.clone()];
     let shape_m = [count.clone(), taps.clone(), co.clone()];
     let (u, m) = (temp(&shape_u, true), temp(&shape_m, false));
-    let flat =
-        |index: &[Dim], shape: &[Dim]| index.iter().zip(shape).fold(Dim::from(0), |at, (i, n)| at * n + i);
-    let store = |buf, index, value| Stmt::Store {
-        axes: Vec::new(),
-        buf,
-        index,
-        guards: Vec::new(),
-        value,
-        combine: Combine::Set,
-    };
     let dims = window.len();
     let names = ["z", "y", "x"];
     let spatial = |shape: &[Dim]| -> Vec<(&'static str, Dim)> {
@@ -91,8 +82,8 @@ pub fn build(
     let from: Vec<Dim> = [o.clone(), c.clone()].into_iter().chain(k.iter().cloned()).collect();
     let value = p.pull(site.w, from)?;
     let buf = p.temp(u, &shape_u, Access::Write);
-    let at = vec![c.clone(), flat(k, &weights[2..]), o.clone()];
-    let mut unit = b.finish(p, axes, vec![store(buf, at, value)])?;
+    let at = vec![c.clone(), linearise(k, &weights[2..]), o.clone()];
+    let mut unit = b.finish(p, axes, vec![Stmt::store(buf, at, value)])?;
     unit.init = true;
     unit.kernel.name = "taps".into();
     units.push(unit);
@@ -116,8 +107,8 @@ pub fn build(
     p.stmts.push(Stmt::Reduce { local, acc: DType::F32, monoid: Monoid::Sum, axes: vec![axis], value });
     let value = p.local(local);
     let buf = p.temp(m, &shape_m, Access::Write);
-    let at = vec![n * &places + flat(place, &input[2..]), tap.clone(), o.clone()];
-    let mut unit = b.finish(p, axes, vec![store(buf, at, value)])?;
+    let at = vec![n * &places + linearise(place, &input[2..]), tap.clone(), o.clone()];
+    let mut unit = b.finish(p, axes, vec![Stmt::store(buf, at, value)])?;
     unit.kernel.name = "tap_products".into();
     units.push(unit);
 
@@ -139,7 +130,7 @@ pub fn build(
         guards.push(Guard { expr: at, bound: input[2 + d].clone() });
         tap = tap + k * Dim::product(&weights[3 + d..]);
     }
-    let guards = crate::index::simplify_guards(&guards, &p.facts()).unwrap_or_default();
+    let Some(guards) = simplify_guards(&guards, &p.facts()) else { return Ok(None) };
     let buf = p.temp(m, &shape_m, Access::Read);
     let at = vec![place, tap, index[1].clone()];
     let value = p.expr(Expr::Read { buf, index: at, guards, fill: Scalar::Float(0.0) }, DType::F32);
@@ -154,7 +145,7 @@ pub fn build(
     }
     let (home, index) = p.locate(site.root, &index);
     let buf = p.output(home);
-    let mut unit = b.finish(p, axes_out, vec![store(buf, index, value)])?;
+    let mut unit = b.finish(p, axes_out, vec![Stmt::store(buf, index, value)])?;
     unit.kernel.name = format!("tap_sums_{}", unit.kernel.name);
     units.push(unit);
     Ok(Some(units))

@@ -146,14 +146,7 @@ impl<'a> Build<'a> {
         let value = p.pull(root, index.clone())?;
         let (home, at) = p.locate(root, &index);
         let buf = p.buffer(home, Access::Write);
-        let store = Stmt::Store {
-            axes: Vec::new(),
-            buf,
-            index: at,
-            guards: Vec::new(),
-            value,
-            combine: Combine::Set,
-        };
+        let store = Stmt::store(buf, at, value);
         self.finish(p, axes, vec![store])
     }
 
@@ -258,14 +251,7 @@ impl<'a> Build<'a> {
         let value = p.convert(dtype, ConvertMode::Plain, if exclusive { before } else { after });
         let (home, index) = p.locate(result, &index);
         let buf = p.buffer(home, Access::Write);
-        let body = vec![Stmt::Store {
-            axes: Vec::new(),
-            buf,
-            index,
-            guards: Vec::new(),
-            value,
-            combine: Combine::Set,
-        }];
+        let body = vec![Stmt::store(buf, index, value)];
         let carries = vec![(local, acc, start, after)];
         let axis = Axis { var: step, extent };
         self.finish(p, domain, vec![Stmt::Ordered { axis, carries, body }])

@@ -11,7 +11,6 @@ use crate::lower::space::{for_each_axis, for_each_dim};
 use crate::schedule::operands::{Need, Operand, operands};
 use ir::host::{Buffer, BufferId, Place, Step};
 use ir::kernel::{Access, Axis, BufId, Expr, ExprId, Kernel, Stmt};
-use ir::prim::Combine;
 use ir::{Atom, Dim, Layout, OriginId, Var};
 use std::collections::HashMap;
 
@@ -137,7 +136,7 @@ impl Scheduler<'_> {
         }
         let fill = ir::dtype::Scalar::zero(source.dtype);
         let value = kernel.expr(Expr::Read { buf: from, index: index.clone(), guards: Vec::new(), fill });
-        kernel.stmts.push(store(to, index, value));
+        kernel.stmts.push(Stmt::store(to, index, value));
         let step = self.call_step(kernel, vec![of, buffer], origin);
         self.out.init.push(step);
         buffer
@@ -174,7 +173,7 @@ impl Scheduler<'_> {
         let mut copied = HashMap::new();
         let value = copy(kernel, &mut producer, factor, &mut copied, None);
         producer.domain = axes;
-        producer.stmts.push(store(to, index, value));
+        producer.stmts.push(Stmt::store(to, index, value));
         let bytes = buffer_bytes(dtype, &shape, &layout, &self.symbols);
         let place = if init { Place::Init } else { Self::arena() };
         let buffer = self.add_buffer(Buffer {
@@ -335,10 +334,6 @@ fn for_each_call(steps: &mut [Step], f: &mut dyn FnMut(&mut usize)) {
             _ => {}
         }
     }
-}
-
-fn store(buf: BufId, index: Vec<Dim>, value: ExprId) -> Stmt {
-    Stmt::Store { axes: Vec::new(), buf, index, guards: Vec::new(), value, combine: Combine::Set }
 }
 
 /// The axes of these variables.

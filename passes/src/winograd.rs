@@ -146,8 +146,7 @@ pub fn build(b: &Build, site: Site, temps: &mut Vec<Temp>) -> Result<Option<Vec<
     p.stmts.push(Stmt::Reduce { local, acc: DType::F32, monoid: Monoid::Sum, axes: vec![axis], value });
     let value = p.local(local);
     let buf = p.temp(m, &[squares.clone(), count.clone(), co.clone()], Access::Write);
-    let store =
-        Stmt::Store { axes: Vec::new(), buf, index, guards: Vec::new(), value, combine: Combine::Set };
+    let store = Stmt::store(buf, index, value);
     let mut unit = b.finish(p, axes_mid, vec![store])?;
     unit.kernel.name = "winograd_products".into();
     units.push(unit);
@@ -234,13 +233,9 @@ pub(crate) fn read(p: &mut Puller, temp: ValueId, shape: &[Dim], index: &[Dim]) 
 /// Stores value `s` at `[s, place...]`.
 fn store_all(p: &mut Puller, temp: ValueId, shape: &[Dim], values: &[ExprId], place: &[Dim]) -> Vec<Stmt> {
     let buf = p.temp(temp, shape, Access::Write);
-    let store = |(s, &value): (usize, &ExprId)| Stmt::Store {
-        axes: Vec::new(),
-        buf,
-        index: [Dim::from(s)].into_iter().chain(place.iter().cloned()).collect(),
-        guards: Vec::new(),
-        value,
-        combine: Combine::Set,
+    let store = |(s, &value): (usize, &ExprId)| {
+        let index = [Dim::from(s)].into_iter().chain(place.iter().cloned()).collect();
+        Stmt::store(buf, index, value)
     };
     values.iter().enumerate().map(store).collect()
 }

@@ -263,14 +263,7 @@ fn arg_max_and_cumulative() {
             let zero = b.float(0.0);
             let (s, v) = (b.k.expr(Expr::Local(sum)), b.read(x, &[&ri, &oi]));
             let next = b.bin(BinaryOp::Add, s, v);
-            let store = Stmt::Store {
-                axes: Vec::new(),
-                buf: z,
-                index: vec![ri, oi],
-                guards: Vec::new(),
-                value: next,
-                combine: Combine::Set,
-            };
+            let store = Stmt::store(z, vec![ri, oi], next);
             let carries = vec![(sum, DType::F32, zero, next)];
             b.k.stmts.push(Stmt::Ordered { axis: oa, carries, body: vec![store] });
             b.check();
