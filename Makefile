@@ -23,7 +23,8 @@ PYTHON := .venv/bin/python
 FEATURES = --no-default-features --features "$$(scripts/features.sh)"
 
 # A compiler with faults in it, all of which the debugging tools have to find.
-PLANTED := --package kernelsmith-tests --test planted --no-default-features --features cranelift,planted-faults
+# With the features of the whole workspace, so that the dependencies are those of the other tests.
+PLANTED = --workspace --test planted --no-default-features --features "$$(scripts/features.sh),planted-faults"
 
 .PHONY: run test build lint bench suite bless clean setup program tests doctests python-tests
 

@@ -344,7 +344,7 @@ fn compile_xor(check_launches: bool) -> Result<(Compiled, Vec<Tensor>), kernelsm
 
 /// What other tests start as a process of its own, with failures in the environment.
 #[test]
-#[ignore = "a part of the tests of failures"]
+#[ignore = "no test by itself: the tests of failures start it as a process of its own, with a driver that fails"]
 fn child() {
     let Some(kind) = std::env::var_os("KS_CHILD") else { return };
     let result = compile_xor(kind == "checked").and_then(|(compiled, inputs)| {
