@@ -42,8 +42,9 @@ pub(super) fn export(args: &ExportArgs) -> Result<Outcome, Error> {
     if args.stage == Stage::Graph {
         module = driver::canonical(module, &options)?;
     }
-    let bytes: usize =
-        module.consts.iter().map(|c| c.shape.iter().product::<usize>() * c.dtype.bytes()).sum();
+    // of constants that are not spelled out, too, which may be of any size
+    let bytes_of = |c: &ir::ConstData| c.shape.iter().fold(c.dtype.bytes(), |n, d| n.saturating_mul(*d));
+    let bytes = module.consts.iter().map(bytes_of).fold(0usize, usize::saturating_add);
     let external_bytes = if args.external == 0 && bytes > INLINE_LIMIT { 1024 } else { args.external };
     let file_name = args.out.file_name().unwrap_or_default().to_string_lossy();
     let external_name = format!("{file_name}.data");
