@@ -372,6 +372,14 @@ impl Stmt {
             }
         }
     }
+    /// Values that the statement defines for those after it.
+    pub fn results(&self) -> &[Val] {
+        match self {
+            Stmt::Let { val, .. } => std::slice::from_ref(val),
+            Stmt::For { results, .. } | Stmt::While { results, .. } | Stmt::If { results, .. } => results,
+            _ => &[],
+        }
+    }
     /// The blocks inside the statement.
     pub fn blocks(&self) -> Vec<&Block> {
         match self {

@@ -61,6 +61,7 @@
 mod math;
 mod memory;
 mod narrow;
+mod sink;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -70,6 +70,7 @@ impl<'a> Legaliser<'a> {
         self.block(&self.func.body)?;
         let mut out = self.b.finish(self.func.launch.clone());
         out.form = Form::Machine;
+        super::sink::sink(&mut out);
         Ok((out, self.functions))
     }
 

@@ -26,13 +26,26 @@ fn is_padded(window: &[WindowDim]) -> bool {
     window.iter().any(|w| !w.pad_lo.is_const(0) || !w.pad_hi.is_const(0) || w.base_dilation != 1)
 }
 
+/// True where the window dims may crop more than there is of `x`, padded: the window has no results then, but a pad
+/// of its own would have fewer than no elements.
+pub(super) fn may_crop_all(x: &TensorType, window: &[WindowDim], symbols: &Symbols) -> bool {
+    let (zero, one) = (Dim::from(0), Dim::from(1));
+    let extents = &x.shape[x.rank() - window.len()..];
+    window.iter().zip(extents).any(|(w, n)| {
+        // with one tap everywhere, the extent of the result is that of the padded operand
+        let taps = WindowDim { stride: 1, dilation: 1, ..w.clone() };
+        let grows = zero.provably_le(&w.pad_lo, symbols) && zero.provably_le(&w.pad_hi, symbols);
+        !grows && !zero.provably_le(&ir::infer::window_extent(n, &one, &taps, symbols), symbols)
+    })
+}
+
 fn unpadded(window: &[WindowDim]) -> Vec<WindowDim> {
     let plain = |w: &WindowDim| WindowDim { stride: w.stride, dilation: w.dilation, ..WindowDim::unit() };
     window.iter().map(plain).collect()
 }
 
 impl Pads {
-    /// `x` with the pads of `window` around its trailing dims; `None` where that is less than nothing.
+    /// `x` with the pads of `window` around its trailing dims; `None` where that may be less than nothing.
     fn pad(
         &self,
         cx: &mut Shared<'_>,
@@ -53,7 +66,6 @@ impl Pads {
             mode: PadMode::Constant,
         };
         let scalar = TensorType::scalar(ty.dtype);
-        // a window that crops more than there is has no results, but a pad that does so is no op
         let types = ir::infer::infer(&prim, &[&ty, &scalar], &[], cx.consts, &self.symbols).ok()?;
         let fill = constant(cx, site, ty.dtype, fill);
         site.push(prim, vec![x, fill], types).first().copied()
@@ -105,7 +117,7 @@ impl Rule for Pads {
                         after.pad_hi = -extra;
                     }
                 }
-                if !is_padded(&padded) {
+                if !is_padded(&padded) || may_crop_all(site.ty(x), window, &self.symbols) {
                     return Ok(None);
                 }
                 let zero = Scalar::zero(site.ty(x).dtype);
@@ -115,6 +127,9 @@ impl Rule for Pads {
             }
             Prim::WindowReduce { monoid, size, window } if is_padded(window) => {
                 let [x] = *site.operands else { return Ok(None) };
+                if may_crop_all(site.ty(x), window, &self.symbols) {
+                    return Ok(None);
+                }
                 let identity = monoid.identity(site.ty(x).dtype);
                 let Some(x) = self.pad(cx, site, x, window, identity) else { return Ok(None) };
                 let prim =

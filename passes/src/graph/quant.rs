@@ -12,6 +12,7 @@
 //! that it had is the same bytes; sums that are quantised at once are multiplied by `sx sw / sy`. Signed activations become unsigned ones with a zero point 128 higher, which
 //! is what dot-product instructions take. Stands before composites are inlined, since it knows them by name.
 
+use super::pads::may_crop_all;
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
@@ -416,7 +417,9 @@ impl Quant {
         let rank = ops.site.ty(w.bytes).rank();
         // dims of the weights that the result keeps, and where
         let (prim, kept, place): (Prim, Vec<usize>, Vec<usize>) = match &ops.site.op.prim {
-            Prim::Convolve { window, groups, .. } if !swapped => {
+            Prim::Convolve { window, groups, .. }
+                if !swapped && !may_crop_all(ops.site.ty(x.bytes), window, ops.symbols) =>
+            {
                 let prim = Prim::Convolve { window: window.clone(), groups: *groups, acc: DType::I32 };
                 (prim, vec![0], vec![1])
             }
