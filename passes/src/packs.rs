@@ -140,6 +140,6 @@ mod tests {
         let p = check(&m, &[data(DType::F32, &[3, 96], 1)]);
         let packs = p.kernels.iter().filter(|k| k.name == "pack").count();
         // one for each width of panels
-        assert!(packs <= 2, "{:?}", names(&p));
+        assert!(packs <= 3, "{:?}", names(&p));
     }
 }

@@ -3,13 +3,16 @@
 //! A contraction goes through its column operand panel by panel, and through all rows of a panel before the
 //! next one. The first rows then wait for memory, the others find the panel in the cache. So the loop over the
 //! products of one panel asks for the next panel, a few elements at each step: tile `t` of the panel's
-//! tiles and step `k` of the reduction ask for element `(t * steps + k) * ahead` of it.
+//! tiles and step `k` of the reduction ask for the `ahead` elements from `(t * steps + k) * ahead` of it.
 
-use super::space::{VarFacts, substitute, vars_of};
+use super::space::{VarFacts, substitute};
 use crate::schedule::{ColTile, Edge, Schedule};
 use ir::kernel::{BufId, Expr, ExprId, Kernel, Stmt};
 use ir::prim::BinaryOp;
 use ir::{Dim, Var};
+
+/// Bytes that one prefetch asks for.
+pub const LINE: usize = 64;
 
 /// The panels of a contraction's column operand: contiguous, one behind the other.
 pub struct Panel {
@@ -21,6 +24,9 @@ pub struct Panel {
     /// Elements of a panel: columns times steps of the reduction.
     elems: i64,
     cols: i64,
+    /// Axis of the columns, and whether it runs through all panels.
+    axis: Var,
+    whole: bool,
 }
 
 impl Panel {
@@ -34,7 +40,7 @@ impl Panel {
 /// or the operand lies in another order.
 pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
     let size = i64::from(cols.size);
-    if cols.panel || cols.edge != Edge::Exact || !facts.extent(cols.axis)?.is_const(size) {
+    if !cols.panel && (cols.edge != Edge::Exact || !facts.extent(cols.axis)?.is_const(size)) {
         return None;
     }
     let mut reductions = k.stmts.iter().filter_map(|s| match s {
@@ -47,8 +53,19 @@ pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
         .into_iter()
         .filter_map(|e| read(k, e))
         .find(|(buf, offset)| k.buffers[buf.0 as usize].constant && offset.uses_var(cols.axis))?;
-    let coef = |v: Var| offset.affine_in(v).and_then(|(c, _)| c.as_const());
-    if coef(cols.axis) != Some(1) {
+    // in panels: tile and column of the axis
+    let (tile, lane) = (Var(k.vars.len() as u32), Var(k.vars.len() as u32 + 1));
+    let (inside, column) = if cols.panel {
+        let mut facts = facts.clone();
+        facts.set(tile, facts.extent(cols.axis)?.ceil_div(&Dim::from(size), &facts));
+        facts.set(lane, Dim::from(size));
+        let by = Dim::from(tile) * Dim::from(size) + Dim::from(lane);
+        (substitute(offset, &facts, &[(cols.axis, by)]), lane)
+    } else {
+        (offset.clone(), cols.axis)
+    };
+    let coef = |v: Var| inside.affine_in(v).and_then(|(c, _)| c.as_const());
+    if coef(column) != Some(1) {
         return None;
     }
     let mut steps = Vec::new();
@@ -64,7 +81,7 @@ pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
         elems = elems.checked_mul(*extent)?;
     }
     let steps = steps.into_iter().map(|(v, coef, _)| (v, coef)).collect();
-    Some(Panel { buf, offset: offset.clone(), steps, elems, cols: size })
+    Some(Panel { buf, offset: offset.clone(), steps, elems, cols: size, axis: cols.axis, whole: cols.panel })
 }
 
 /// The unguarded read that a factor is, conversions aside, and its offset.
@@ -76,35 +93,64 @@ fn read(k: &Kernel, e: ExprId) -> Option<(BufId, &Dim)> {
     }
 }
 
+/// An axis of the domain whose points share a panel.
+pub struct Sharing {
+    pub axis: Var,
+    /// Points of one tile.
+    size: i64,
+    /// Its points that follow one another, where threads share out blocks of it before they go through the panels.
+    block: Option<i64>,
+}
+
+impl Sharing {
+    /// Tiles that one panel serves, one after another.
+    pub fn tiles(&self, facts: &VarFacts) -> Dim {
+        let all = facts.extent(self.axis).cloned().unwrap_or_else(|| Dim::from(1));
+        let points = self.block.map_or(all, Dim::from);
+        points.ceil_div(&Dim::from(self.size), facts)
+    }
+}
+
 /// Axes of the domain whose points share a panel, outermost loop first.
-pub fn inner_axes(k: &Kernel, s: &Schedule, panel: &Panel) -> Vec<Var> {
-    let outer = vars_of(&panel.offset);
-    let mut found: Vec<Var> = Vec::new();
+pub fn sharing(k: &Kernel, s: &Schedule, panel: &Panel) -> Vec<Sharing> {
+    let mut found: Vec<Sharing> = Vec::new();
+    let mut before = true;
     for l in &s.loops {
-        let known = k.domain.iter().any(|a| a.var == l.axis);
-        if known && !outer.contains(&l.axis) && !found.contains(&l.axis) {
-            found.push(l.axis);
+        if panel.uses(l.axis) {
+            before = false;
+            continue;
         }
+        let known = k.domain.iter().any(|a| a.var == l.axis);
+        if !known || found.iter().any(|f| f.axis == l.axis) {
+            continue;
+        }
+        let size = s.rows.filter(|r| r.axis == l.axis).map_or(1, |r| i64::from(r.size));
+        let block = (before && l.parallel).then_some(i64::from(l.step));
+        found.push(Sharing { axis: l.axis, size, block });
     }
     found
 }
 
-/// Where in the operand's memory the element lies that the current step asks for. `row`: the variable that
-/// holds the first row of the tile.
+/// Where in the operand's memory the first of the elements lies that the current step asks for. `row`: the
+/// variable that holds the first row of the tile.
 pub fn place(k: &Kernel, s: &Schedule, panel: &Panel, row: Option<Var>, facts: &VarFacts) -> Dim {
     let zero = |v: Var| (v, Dim::from(0));
-    let here: Vec<(Var, Dim)> =
-        panel.steps.iter().map(|x| zero(x.0)).chain(s.cols.iter().map(|c| zero(c.axis))).collect();
+    let cols = Dim::from(panel.cols);
+    let first = match panel.whole {
+        true => Dim::from(panel.axis).floor_div(&cols, facts) * &cols,
+        false => Dim::from(0),
+    };
+    let here: Vec<(Var, Dim)> = panel.steps.iter().map(|x| zero(x.0)).chain([(panel.axis, first)]).collect();
     let start = substitute(&panel.offset, facts, &here) + Dim::from(panel.elems);
     let mut tile = Dim::from(0);
-    for v in inner_axes(k, s, panel) {
-        let size = s.rows.filter(|r| r.axis == v).map_or(1, |r| i64::from(r.size));
-        let extent = facts.extent(v).cloned().unwrap_or_else(|| Dim::from(1));
-        let at = match row.filter(|_| size > 1) {
-            Some(base) => Dim::from(base).floor_div(&Dim::from(size), facts),
-            None => Dim::from(v),
+    for f in sharing(k, s, panel) {
+        let at = match row.filter(|_| s.rows.is_some_and(|r| r.axis == f.axis && r.size > 1)) {
+            Some(base) => Dim::from(base).floor_div(&Dim::from(f.size), facts),
+            None => Dim::from(f.axis),
         };
-        tile = tile * extent.ceil_div(&Dim::from(size), facts) + at;
+        let count = f.tiles(facts);
+        let at = if f.block.is_some() { at.modulo(&count, facts) } else { at };
+        tile = tile * count + at;
     }
     // what more tiles than needed would ask for lies behind the next panel
     let ahead = i64::from(s.ahead).max(1);

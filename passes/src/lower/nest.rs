@@ -535,9 +535,12 @@ impl<'a> Nest<'a> {
     /// One step: `carry` combined with the value at the current point.
     fn accumulate(&mut self, r: &Reduction, carry: Val) -> Result<Val> {
         if let Some((mem, place)) = self.ahead.clone() {
-            let index = self.e.resolve(&place);
-            let index = self.e.dim(&index)?;
-            self.e.b.prefetch(mem, index);
+            let line = (ahead::LINE / self.e.b.mem_dtype(mem).bytes().max(1)) as u32;
+            for part in 0..self.s.ahead.div_ceil(line) {
+                let index = self.e.resolve(&(&place + &Dim::from(i64::from(part * line))));
+                let index = self.e.dim(&index)?;
+                self.e.b.prefetch(mem, index);
+            }
         }
         let exact = self.e.dtype(r.value) == r.acc;
         let own_mask = r.spec.cols.is_some() && self.e.valid.is_some();

@@ -37,6 +37,9 @@ pub struct Tile {
     pub cols: u32,
 }
 
+/// A length that stands for those that are not known.
+const USUAL: i64 = 128;
+
 /// Bytes between lines of one set in a first-level cache.
 const SET_STRIDE: i64 = 4096;
 
@@ -95,13 +98,12 @@ fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
         Some(m) if !q.overlap && m % i64::from(tile.rows) != 0 => return 0.0,
         Some(m) => fill(m, r),
         None if !q.overlap && tile.rows > 1 => return 0.0,
-        // unknown: half a tile is wasted at the end, of some hundred rows
-        None => 1.0 - 0.5 * r / 256.0,
+        // unknown: most often a multiple of some power of two
+        None => fill(USUAL, r),
     };
     let col_fill = match (q.cols, q.panel) {
         (Some(n), None) => fill(n, c),
-        // unknown: most often a multiple of some power of two
-        (None, None) => fill(128, c),
+        (None, None) => fill(USUAL, c),
         _ => 1.0,
     };
     let nv = f64::from(nv);
@@ -109,8 +111,15 @@ fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
     // two multiply-adds a cycle of four cycles each keep eight accumulators busy; twelve measured safe
     let needed = if q.contraction { 12.0 } else { 6.0 };
     let busy = (accumulators / needed).min(1.0);
-    // column vectors come from the second-level cache, row elements mostly from the first
-    let loads = if q.contraction { 1.0 - 0.12 / r - 0.06 / nv } else { 1.0 - 0.1 / r - 0.02 / nv };
+    // column vectors come from the second-level cache, row elements mostly from the first; one column vector
+    // leaves no multiply-add without a load of its own, which measured 0.80 of the peak on Zen 5 (22 x 16)
+    let single = if nv == 1.0 { 0.12 } else { 0.0 };
+    // the same panels serve a single row, whose accumulators are few
+    let lone = if q.rows.is_none() { 0.005 * (4.0 - nv).max(0.0) } else { 0.0 };
+    let loads = match q.contraction {
+        true => 1.0 - 0.12 / r - 0.06 / nv - single - lone,
+        false => 1.0 - 0.1 / r - 0.02 / nv,
+    };
     let conflict = match q.row_bytes {
         Some(b) if q.contraction && b != 0 && b % SET_STRIDE == 0 && tile.rows > 8 => 0.8,
         _ => 1.0,
