@@ -2,6 +2,7 @@
 
 use super::{CompileArgs, Outcome};
 use crate::debug::{Fault, Repro, Road, Roads, ort::Ort, shrink};
+use crate::device::DeviceChoice;
 use crate::driver::{CompileOptions, Error};
 use clap::Args;
 use ir::DType;
@@ -23,7 +24,7 @@ pub(super) struct FuzzGraphsArgs {
     /// Also run in ONNX Runtime, with this Python
     #[arg(long, value_name = "PYTHON")]
     ort: Option<PathBuf>,
-    /// Only these roads (canonical, kernels, a backend, onnx-round-trip, onnxruntime)
+    /// Only these roads (canonical, kernels, a backend, the device, onnx-round-trip, onnxruntime)
     #[arg(long)]
     road: Vec<String>,
     /// Folder for what fails: the graph made small (.ksg) and as a filetest (.txt)
@@ -67,6 +68,10 @@ pub(super) fn fuzz_graphs(args: &FuzzGraphsArgs) -> Result<Outcome, Error> {
         Some(name) => roads.push(Road::Backend(name.clone())),
         None => roads.extend(codegen::available().into_iter().map(|n| Road::Backend(n.into()))),
     }
+    let options = args.compile.options();
+    if options.device != DeviceChoice::Cpu {
+        roads.push(Road::Device(options.device));
+    }
     if args.ort.is_some() {
         roads.push(Road::Ort);
     }
@@ -74,7 +79,8 @@ pub(super) fn fuzz_graphs(args: &FuzzGraphsArgs) -> Result<Outcome, Error> {
     let script = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ort_server.py"));
     let dir = std::env::temp_dir().join(format!("kernelsmith-ort-{}", std::process::id()));
     let ort = args.ort.as_ref().map(|python| Ort::new(python.clone(), script, dir.clone()));
-    let mut judge = Roads { options: CompileOptions { threads: 2, ..args.compile.options() }, ort };
+    let mut judge =
+        Roads { options: CompileOptions { threads: 2, device: DeviceChoice::Cpu, ..options }, ort };
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     let mut refusals: BTreeMap<String, u64> = BTreeMap::new();
     let mut seen: Vec<(Road, Fault)> = Vec::new();

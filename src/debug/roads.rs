@@ -2,10 +2,13 @@
 
 use super::Repro;
 use super::ort::Ort;
+use crate::device::DeviceChoice;
 use crate::driver::{CompileOptions, compile_module};
 use interp::{Bounded, Interp};
 use ir::{Module, Tensor};
 use passes::{Stage, State};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// One way to results.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,8 +17,10 @@ pub enum Road {
     Canonical,
     /// The kernels before any schedule, on the planned arena.
     Kernels,
-    /// Compiled by this backend.
+    /// Compiled by this backend, for the CPU.
     Backend(String),
+    /// Compiled for this device.
+    Device(DeviceChoice),
     /// Written as ONNX, read back, interpreted.
     RoundTrip,
     /// Written as ONNX, run by ONNX Runtime.
@@ -28,6 +33,7 @@ impl std::fmt::Display for Road {
             Road::Canonical => "canonical",
             Road::Kernels => "kernels",
             Road::Backend(name) => name,
+            Road::Device(device) => return device.fmt(f),
             Road::RoundTrip => "onnx-round-trip",
             Road::Ort => "onnxruntime",
         })
@@ -76,7 +82,8 @@ pub struct Roads {
 impl Roads {
     /// What is wrong with the model on this road; `None` where all is right.
     pub fn check(&mut self, road: &Road, repro: &Repro, bounds: &[Bounded]) -> Option<Fault> {
-        let results = match self.run(road, repro) {
+        let run = AssertUnwindSafe(|| self.run(road, repro));
+        let results = match catch_unwind(run).unwrap_or_else(|panic| Err(panicked(&*panic))) {
             Ok(results) => results,
             Err(fault) => return Some(fault),
         };
@@ -106,13 +113,14 @@ impl Roads {
                     .collect()
             }
             Road::Backend(name) => {
-                let options = CompileOptions { backend: Some(name.clone()), ..self.options.clone() };
-                let compiled = compile_module(repro.module.clone(), &options)
-                    .map_err(|e| Fault::Failed(format!("compile: {e}")))?;
-                // one context: sizes that change meet memory that is in use
-                let mut context = compiled.context();
-                let run = |s: &Vec<Tensor>| compiled.run(&mut context, s).map_err(|e| failed(&e));
-                repro.sets.iter().map(run).collect()
+                let cpu = DeviceChoice::Cpu;
+                compiled(
+                    repro,
+                    &CompileOptions { device: cpu, backend: Some(name.clone()), ..self.options.clone() },
+                )
+            }
+            Road::Device(device) => {
+                compiled(repro, &CompileOptions { device: *device, backend: None, ..self.options.clone() })
             }
             Road::RoundTrip => {
                 let back = round_trip(&repro.module, false)?;
@@ -135,6 +143,21 @@ impl Roads {
         passes::run_until(repro.module.clone(), &target, &options, stage)
             .map_err(|e| Fault::Failed(e.to_string()))
     }
+}
+
+/// A panic is an error like any other: the next graph runs all the same.
+fn panicked(panic: &(dyn Any + Send)) -> Fault {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    Fault::Failed(format!("panic: {}", text.unwrap_or("without a message")))
+}
+
+fn compiled(repro: &Repro, options: &CompileOptions) -> Result<Vec<Vec<Tensor>>, Fault> {
+    let compiled =
+        compile_module(repro.module.clone(), options).map_err(|e| Fault::Failed(format!("compile: {e}")))?;
+    // one context: sizes that change meet memory that is in use
+    let mut context = compiled.context();
+    let run = |s: &Vec<Tensor>| compiled.run(&mut context, s).map_err(|e| Fault::Failed(e.to_string()));
+    repro.sets.iter().map(run).collect()
 }
 
 fn interpret(m: &Module, sets: &[Vec<Tensor>]) -> Result<Vec<Vec<Tensor>>, Fault> {

@@ -137,6 +137,8 @@ fn agree(text: &str, settings: &[&str]) -> Result<String, String> {
     let mut judge = Roads { options, ort: None };
     let mut roads = vec![Road::Canonical, Road::Kernels, Road::RoundTrip];
     roads.extend(codegen::available().into_iter().map(|n| Road::Backend(n.into())));
+    #[cfg(feature = "cuda")]
+    roads.push(Road::Device(kernelsmith::DeviceChoice::PtxInterp));
     for road in roads {
         if let Some(fault) = judge.check(&road, &repro, &bounds) {
             return Err(format!("{road}: {fault}"));

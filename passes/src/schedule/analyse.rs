@@ -174,14 +174,17 @@ impl<'a> Analysis<'a> {
     fn separates_numeric(&self, s: &Access, v: Var) -> bool {
         let Some((coef, rest)) = s.offset.affine_in(v) else { return false };
         let Some(c) = coef.as_const().filter(|c| *c > 0) else { return false };
+        let reach = c.saturating_mul(self.extent(v).bounds(&self.facts).1);
+        if reach <= 0 {
+            // no points at all
+            return true;
+        }
         // the others, each with its range of offsets, sorted into those below and above the stride of v
         let mut inner = 0i64;
         for (atoms, k) in rest.terms().iter().filter(|t| !t.0.is_empty()) {
             let term = Dim::product(&atoms.iter().map(|a| Dim::from(a.clone())).collect::<Vec<_>>());
             let (lo, hi) = term.bounds(&self.facts);
             let span = k.unsigned_abs().saturating_mul(hi.saturating_sub(lo).unsigned_abs());
-            let (_, most) = self.extent(v).bounds(&self.facts);
-            let reach = c.saturating_mul(most);
             if span < c as u64 {
                 inner = inner.saturating_add(span as i64);
             } else if k % reach != 0 {
