@@ -4,7 +4,7 @@
 //! DIR/v1/models/<hash of path>     which files a model consists of, their stamps and content hashes
 //! DIR/v1/programs/<key>.ksp        artefacts (`format::artefact`), by what decides their contents
 //! DIR/v1/programs/<key>.stamp      the stamp that the artefact had when its data were last known good
-//! DIR/v1/kernels/<key>             objects, by loop IR, target and compiler
+//! DIR/v1/kernels/<key>             objects, by loop IR, target and compiler; of GPUs, by PTX, driver and device
 //! ```
 //!
 //! Keys are BLAKE3 hashes of everything that an entry depends on: contents of the model's files, compile options,
@@ -352,6 +352,11 @@ impl Cache {
     pub fn kernels(&self, base: Key) -> KernelStore {
         KernelStore { cache: self.clone(), base }
     }
+
+    /// Machine code that GPU drivers make of kernels; what it was made of says all that it depends on.
+    pub fn binaries(&self) -> KernelStore {
+        self.kernels(Key::of(&[b"machine code of a GPU driver"]))
+    }
 }
 
 impl KernelStore {
@@ -361,8 +366,8 @@ impl KernelStore {
     }
 }
 
-impl codegen::ObjectStore for KernelStore {
-    fn get(&self, func: &[u8]) -> Option<Vec<u8>> {
+impl KernelStore {
+    fn read(&self, func: &[u8]) -> Option<Vec<u8>> {
         let (key, path) = self.path(func);
         let bytes = fs::read(&path).ok()?;
         // key, hash of the object, object
@@ -377,7 +382,7 @@ impl codegen::ObjectStore for KernelStore {
         Some(bytes[64..].to_vec())
     }
 
-    fn put(&self, func: &[u8], object: &[u8]) {
+    fn write(&self, func: &[u8], object: &[u8]) {
         let (key, path) = self.path(func);
         // a cache that cannot be written is no error of the compilation
         let _ = self.cache.replace(&path, |out| {
@@ -385,6 +390,24 @@ impl codegen::ObjectStore for KernelStore {
             out.write_all(blake3::hash(object).as_bytes())?;
             out.write_all(object)
         });
+    }
+}
+
+impl codegen::ObjectStore for KernelStore {
+    fn get(&self, func: &[u8]) -> Option<Vec<u8>> {
+        self.read(func)
+    }
+    fn put(&self, func: &[u8], object: &[u8]) {
+        self.write(func, object);
+    }
+}
+
+impl runtime::BinaryStore for KernelStore {
+    fn get(&self, source: &[u8]) -> Option<Vec<u8>> {
+        self.read(source)
+    }
+    fn put(&self, source: &[u8], binary: &[u8]) {
+        self.write(source, binary);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which processor a program is for.
 
+use crate::cache::Cache;
 use crate::driver::{CompileOptions, Error};
 use runtime::{Device, Gpu, GpuSettings, Pool};
 use std::path::PathBuf;
@@ -29,6 +30,17 @@ impl FromStr for DeviceChoice {
                 .and_then(|n| n.parse().ok())
                 .map(DeviceChoice::Cuda)
                 .ok_or_else(|| "expected cpu, cuda, cuda:N or ptx-interp".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(0) => f.write_str("cuda"),
+            DeviceChoice::Cuda(n) => write!(f, "cuda:{n}"),
+            DeviceChoice::PtxInterp => f.write_str("ptx-interp"),
         }
     }
 }
@@ -70,7 +82,9 @@ impl Machine {
         if let Some(name) = &options.backend {
             return Err(Error::Usage(format!("backend {name} is for the CPU")));
         }
-        let settings = GpuSettings { check_launches: options.check_launches };
+        let cache = options.cache.as_ref().and_then(|c| Cache::open(c).ok());
+        let binaries = cache.map(|c| Arc::new(c.binaries()) as Arc<dyn runtime::BinaryStore>);
+        let settings = GpuSettings { check_launches: options.check_launches, binaries };
         let gpu = runtime::device::gpu(&which, settings).map_err(runtime::RunError::from)?;
         let backend = Box::new(codegen::ptx::Ptx::new(gpu.info().units));
         Ok(Machine { backend, gpu: Some(gpu) })
@@ -104,6 +118,9 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(DeviceChoice::Cpu));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        for d in [DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(2), DeviceChoice::PtxInterp] {
+            assert_eq!(d.to_string().parse(), Ok(d));
+        }
         assert_eq!("ptx-interp".parse(), Ok(DeviceChoice::PtxInterp));
         for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
             assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");

@@ -1,5 +1,6 @@
 //! Execution: one context per concurrent caller.
 
+use crate::device::CallerStream;
 use crate::error::{Result, RunError};
 use crate::exec::{Executor, HostOp, Observer, State};
 use crate::model::Model;
@@ -39,7 +40,14 @@ unsafe impl Send for Context {}
 impl Context {
     /// What a device has against one more caller is said by the first run.
     pub fn new(model: Arc<Model>) -> Context {
-        Context { state: State::new(&model), model }
+        Context { state: State::new(&model, None), model }
+    }
+
+    /// As [`Context::new`], with all work of this context on a stream of the caller: it comes after what is there
+    /// already, and what the caller hands over after [`Context::run_async`] comes after the run. On a CPU the first run
+    /// says that there are no streams.
+    pub fn on_stream(model: Arc<Model>, stream: CallerStream) -> Context {
+        Context { state: State::new(&model, Some(stream)), model }
     }
 
     pub fn model(&self) -> &Arc<Model> {

@@ -71,6 +71,8 @@ pub enum DeviceError {
         "the device's context is dead since an earlier error: {cause}; only a new process can use the device"
     )]
     Lost { cause: String },
+    #[error("a CPU has no streams")]
+    NoStreams,
     #[error("{function}: {message}")]
     Call { function: &'static str, message: String },
 }

@@ -15,7 +15,7 @@ pub mod pool;
 mod states;
 
 pub use context::{Context, InputView, OutputView};
-pub use device::{Device, Gpu, GpuSettings};
+pub use device::{BinaryStore, CallerStream, Device, Gpu, GpuSettings};
 pub use error::{DeviceError, Result, RunError};
 pub use exec::{Event, HostOp, Observer};
 pub use model::{Limits, Model};

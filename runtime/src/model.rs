@@ -116,7 +116,7 @@ impl Model {
     /// Copies constants to where they are read, and runs the init steps. What no later step and no run reads is
     /// given back on the way, so that the peak is about the size of the packed weights, and not twice that.
     fn prepare(&mut self, init: &[Step], places: &[Range<usize>]) -> Result<()> {
-        let mut state = State::new(self)?;
+        let mut state = State::new(self, None)?;
         state.queue.begin()?;
         for (b, place) in places.iter().enumerate() {
             if let (Some(bytes), false) = (self.const_bytes(b), place.is_empty()) {
@@ -231,7 +231,7 @@ impl Model {
         if let Some(bytes) = self.const_bytes(b) {
             return Ok(Some(Cow::Borrowed(bytes)));
         }
-        let queue = self.code.clone().queue()?;
+        let queue = self.code.clone().queue(None)?;
         if queue.is_direct() {
             // SAFETY: `load` saw that the region holds so many bytes there; nobody writes to them after it returned.
             return Ok(Some(Cow::Borrowed(unsafe { std::slice::from_raw_parts(at, n) })));
@@ -257,6 +257,10 @@ impl Model {
     /// Milliseconds in which the kernels were loaded.
     pub fn code_ms(&self) -> f64 {
         self.code.load_ms()
+    }
+    /// Kernels whose machine code was kept from an earlier start.
+    pub fn kept_kernels(&self) -> usize {
+        self.code.found()
     }
     /// Bytes of constants and packed weights that runs read.
     pub fn weight_bytes(&self) -> usize {

@@ -1,11 +1,17 @@
 //! Models on a GPU that is none: `--device ptx-interp`, which is the CUDA runtime over an interpreter of PTX text.
 #![cfg(feature = "cuda")]
 
+use kernelsmith::cache::CacheOptions;
+use kernelsmith::debug::{Repro, Road, Roads};
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::{Builder, LoopStep, V};
 use kernelsmith::ir::prim::{Monoid, WindowDim};
+use kernelsmith::ir::testing::{Options as GraphOptions, random_graph};
 use kernelsmith::ir::{DType, Dim, IrError, Module, Tensor};
+use kernelsmith::runtime::{CallerStream, Context};
 use kernelsmith::{CompileOptions, Compiled, DeviceChoice, arrays, compile_module, compiled, import};
+use libloading::Library;
+use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -282,7 +288,8 @@ fn states_stay_on_the_device() {
     }
 }
 
-/// The second run with the same sizes is recorded, later ones replay it, whatever other sizes come between.
+/// The second run with the same sizes is recorded, later ones replay it, whatever other sizes come between: memory that
+/// grows for larger ones stays where it is.
 #[test]
 fn repeated_sizes_are_replayed() {
     let module = resnet();
@@ -290,7 +297,7 @@ fn repeated_sizes_are_replayed() {
     let mut context = compiled.context();
     let mut kernels = Vec::new();
     for (run, (batch, replays)) in
-        [(2, 0), (2, 1), (2, 2), (1, 2), (2, 3), (1, 4), (1, 5), (3, 5), (2, 5)].into_iter().enumerate()
+        [(2, 0), (2, 1), (2, 2), (1, 2), (2, 3), (1, 4), (1, 5), (3, 5), (2, 6)].into_iter().enumerate()
     {
         let x = arrays::random(DType::F32, vec![batch, 3, 16, 16], run as u64);
         let before = context.launches();
@@ -309,7 +316,7 @@ fn repeated_sizes_are_replayed() {
     let got = compiled.run(&mut context, std::slice::from_ref(&x)).unwrap();
     let want = Interp::new(&module).run(&[x]).unwrap();
     assert!(compare(&got[0], &want[0], Tolerance::of_network(DType::F32)).passes());
-    assert_eq!(context.replays(), 5);
+    assert_eq!(context.replays(), 6);
     // a replay is as many kernels as a plain run
     assert!(kernels.iter().all(|k| *k == kernels[0]), "{kernels:?}");
 }
@@ -335,11 +342,112 @@ fn runs_can_be_waited_for_later() {
     assert!(context.output(0).is_none());
 }
 
+/// A stream of the caller: runs are in its order, and it outlives the context.
+#[test]
+fn runs_on_a_stream_of_the_caller() {
+    let (compiled, inputs) = compile_xor(false).unwrap();
+    let want = compiled.run(&mut compiled.context(), &inputs).unwrap();
+    let name =
+        format!("{}kernelsmith_ptx_driver{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let driver = std::env::current_exe().unwrap().with_file_name(name);
+    let mut handle = std::ptr::null_mut::<c_void>();
+    // SAFETY: the library is the one that the model has been loaded through, so that this thread is in its context; the
+    // signatures are the driver's.
+    let (wait, destroy, on) = unsafe {
+        type OfStream = unsafe extern "C" fn(*mut c_void) -> u32;
+        let library: &'static Library = Box::leak(Box::new(Library::new(driver).unwrap()));
+        let create =
+            library.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> u32>("cuStreamCreate").unwrap();
+        assert_eq!(create(&mut handle, 1), 0);
+        let wait = library.get::<OfStream>("cuStreamSynchronize").unwrap();
+        (wait, library.get::<OfStream>("cuStreamDestroy_v2").unwrap(), CallerStream::new(handle))
+    };
+    let mut context = Context::on_stream(compiled.model.clone(), on);
+    for _ in 0..3 {
+        context.run_async(&compiled::views(&inputs)).unwrap();
+        // SAFETY: alive.
+        assert_eq!(unsafe { wait(handle) }, 0);
+        context.wait().unwrap();
+        assert_eq!(compiled.outputs(&context).unwrap(), want);
+    }
+    assert_eq!(context.replays(), 2);
+    drop(context);
+    // SAFETY: alive until the second call.
+    assert_eq!(unsafe { (wait(handle), destroy(handle)) }, (0, 0));
+    // one that is gone, and one on a processor without streams
+    let mut context = Context::on_stream(compiled.model.clone(), on);
+    let e = context.run(&compiled::views(&inputs)).unwrap_err().to_string();
+    assert!(e.contains("invalid resource handle"), "{e}");
+    let (module, _) = of_examples("xor", 4);
+    let cpu = compile_module(module, &CompileOptions::default()).unwrap();
+    let mut context = Context::on_stream(cpu.model.clone(), on);
+    assert_eq!(context.run(&compiled::views(&inputs)).unwrap_err().to_string(), "a CPU has no streams");
+}
+
+/// Machine code that the driver has made is kept from start to start, and made anew where anything is wrong with it.
+#[test]
+fn machine_code_is_kept() {
+    let dir = TempDir::new("binaries");
+    let cache = Some(CacheOptions { dir: dir.0.clone(), max_bytes: 1 << 30 });
+    let load = || {
+        let (module, inputs) = of_examples("xor", 4);
+        let compiled = compile_module(module, &CompileOptions { cache: cache.clone(), ..options() }).unwrap();
+        let out = compiled.run(&mut compiled.context(), &inputs).unwrap();
+        let kept = compiled.model.kept_kernels();
+        (kept, compiled.model.program().objects.len(), out)
+    };
+    let (kept, all, want) = load();
+    assert!(kept == 0 && all > 1, "{kept} of {all}");
+    assert_eq!(load(), (all, all, want.clone()));
+    // damaged: nobody is told the difference
+    let files = || std::fs::read_dir(dir.0.join("v1/kernels")).unwrap().map(|e| e.unwrap().path());
+    for (i, path) in files().enumerate() {
+        let mut bytes = std::fs::read(&path).unwrap();
+        match i % 2 {
+            0 => *bytes.last_mut().unwrap() ^= 1,
+            _ => bytes.truncate(bytes.len() / 2),
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert_eq!(load(), (0, all, want.clone()));
+    assert_eq!(load(), (all, all, want.clone()));
+    // many at once, with nothing there
+    files().for_each(|path| std::fs::remove_file(path).unwrap());
+    std::thread::scope(|s| {
+        let starts: Vec<_> = (0..4).map(|_| s.spawn(load)).collect();
+        starts.into_iter().for_each(|t| assert_eq!(t.join().unwrap().2, want));
+    });
+    assert_eq!(load(), (all, all, want));
+    // a driver that refuses what it finds, or makes nothing that could be kept
+    for fault in ["binary", "link"] {
+        let said = failing_with(fault, "kept", &[("KS_CACHE", dir.0.as_os_str())]);
+        assert!(said.contains(if fault == "link" { "all is well" } else { "kept: 0" }), "{fault}: {said}");
+    }
+}
+
+/// A directory that goes with this value.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new(name: &str) -> TempDir {
+        let dir = std::env::temp_dir().join(format!("kernelsmith-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        TempDir(dir)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 // ---- failures ---------------------------------------------------------------------------------------------
 
 fn compile_xor(check_launches: bool) -> Result<(Compiled, Vec<Tensor>), kernelsmith::Error> {
     let (module, inputs) = of_examples("xor", 4);
-    Ok((compile_module(module, &CompileOptions { check_launches, ..options() })?, inputs))
+    let cache = std::env::var_os("KS_CACHE").map(|dir| CacheOptions { dir: dir.into(), max_bytes: 1 << 30 });
+    Ok((compile_module(module, &CompileOptions { check_launches, cache, ..options() })?, inputs))
 }
 
 /// What other tests start as a process of its own, with failures in the environment.
@@ -347,7 +455,11 @@ fn compile_xor(check_launches: bool) -> Result<(Compiled, Vec<Tensor>), kernelsm
 #[ignore = "no test by itself: the tests of failures start it as a process of its own, with a driver that fails"]
 fn child() {
     let Some(kind) = std::env::var_os("KS_CHILD") else { return };
+    if kind == "maps" {
+        return every_mapping_fails_once();
+    }
     let result = compile_xor(kind == "checked").and_then(|(compiled, inputs)| {
+        println!("kept: {}", compiled.model.kept_kernels());
         let mut context = compiled.context();
         let first = compiled.run(&mut context, &inputs);
         if let (Err(first), "twice") = (&first, kind.to_str().unwrap_or("")) {
@@ -362,12 +474,85 @@ fn child() {
     }
 }
 
+/// x[N, 64] -> two layers; memory grows with N.
+fn layers() -> Module {
+    let mut b = Builder::new("layers");
+    let n = b.symbol("N", 1, 1000);
+    let x = b.input("x", DType::F32, vec![n, 64.into()]);
+    let (v, w) = (weight(&mut b, &[64, 48], 64, 1), weight(&mut b, &[48, 32], 48, 2));
+    let h = b.matmul(x, v).unwrap();
+    let h = b.tanh(h).unwrap();
+    let y = b.matmul(h, w).unwrap();
+    b.finish(&[("y".into(), y)]).unwrap()
+}
+
+/// Whichever mapping of memory the driver refuses, that is said, and the next attempt succeeds.
+fn every_mapping_fails_once() {
+    let sizes = [3, 40, 41, 200];
+    let inputs = sizes.map(|n| arrays::random(DType::F32, vec![n, 64], n as u64));
+    let run = |fault: &str| {
+        // SAFETY: this process has one thread.
+        unsafe { std::env::set_var("KERNELSMITH_PTX_FAULT", fault) };
+        let mut failures = 0;
+        let mut expect_memory = |e: String| {
+            assert!(e.contains("out of device memory"), "{fault}: {e}");
+            failures += 1;
+            assert_eq!(failures, 1, "{fault}");
+        };
+        let compiled = match compile_module(layers(), &options()) {
+            Ok(compiled) => compiled,
+            Err(e) => {
+                expect_memory(e.to_string());
+                return (failures, None);
+            }
+        };
+        let mut context = compiled.context();
+        let mut outputs = Vec::new();
+        for input in &inputs {
+            let input = std::slice::from_ref(input);
+            let mut out = compiled.run(&mut context, input);
+            if let Err(e) = &out {
+                expect_memory(e.to_string());
+                out = compiled.run(&mut context, input);
+            }
+            outputs.push(out.unwrap());
+        }
+        (failures, Some(outputs))
+    };
+    let (none, want) = run("");
+    assert_eq!(none, 0);
+    let mut faults = 0;
+    loop {
+        let (failures, outputs) = run(&format!("map={}", faults + 1));
+        assert!(outputs.is_none() || outputs == want, "mapping {} fails", faults + 1);
+        if failures == 0 {
+            break;
+        }
+        faults += 1;
+    }
+    // in the ordinary way
+    assert_eq!(run("no-maps"), (0, want));
+    assert!(faults >= 6, "{faults} mappings");
+    println!("said: all is well ({faults} mappings)");
+}
+
+#[test]
+fn mappings_that_fail_can_be_tried_again() {
+    assert!(failing("", "maps").contains("all is well"));
+}
+
 /// What running XOR says when the driver fails like this.
 fn failing(fault: &str, kind: &str) -> String {
+    failing_with(fault, kind, &[])
+}
+
+/// As above, with more in the environment.
+fn failing_with(fault: &str, kind: &str, variables: &[(&str, &std::ffi::OsStr)]) -> String {
     let out = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child", "--include-ignored", "--nocapture"])
         .env("KS_CHILD", kind)
         .env("KERNELSMITH_PTX_FAULT", fault)
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -411,6 +596,43 @@ fn a_failing_kernel_is_named() {
         said.contains("first: the device failed") && said.contains("dead since an earlier error"),
         "{said}"
     );
+}
+
+// ---- random graphs ----------------------------------------------------------------------------------------
+
+/// Warp instructions that one launch of a random graph may take.
+const STEPS: u64 = 2_000_000;
+
+/// Graphs of all primitives and types, static and symbolic, in a process of its own that counts warp instructions;
+/// `kernelsmith fuzz-graphs --device ptx-interp` runs as many as are asked for.
+#[test]
+fn random_graphs_agree_with_the_reference() {
+    if std::env::var_os("KS_GRAPHS_CHILD").is_none() {
+        let name = "random_graphs_agree_with_the_reference";
+        // in order, and in an order of warps that a seed makes
+        for how in ["", ",seed=7"] {
+            let out = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env("KS_GRAPHS_CHILD", "1")
+                .env("KERNELSMITH_PTX_INTERP", format!("steps={STEPS}{how}"))
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&out.stdout);
+            assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+        }
+        return;
+    }
+    let mut roads = Roads { options: CompileOptions::default(), ort: None };
+    let road = Road::Device(DeviceChoice::PtxInterp);
+    for seed in 0..60 {
+        let kind = seed % 4;
+        let graph = GraphOptions { control: kind == 3, symbolic: kind % 2 == 1, ..GraphOptions::default() };
+        let repro = Repro::of_case(&random_graph(seed, &graph));
+        let bounds = repro.reference(false).unwrap();
+        if let Some(fault) = roads.check(&road, &repro, &bounds) {
+            panic!("seed {seed}: {fault}\n{}", kernelsmith::ir::text::graph::print(&repro.module));
+        }
+    }
 }
 
 #[test]

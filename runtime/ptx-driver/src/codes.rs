@@ -7,6 +7,7 @@ pub const NOT_INITIALIZED: u32 = 3;
 pub const NO_DEVICE: u32 = 100;
 pub const INVALID_DEVICE: u32 = 101;
 pub const INVALID_CONTEXT: u32 = 201;
+pub const INVALID_IMAGE: u32 = 200;
 pub const NO_BINARY_FOR_GPU: u32 = 209;
 pub const INVALID_PTX: u32 = 218;
 pub const UNSUPPORTED_PTX_VERSION: u32 = 222;
@@ -30,6 +31,7 @@ pub fn describe(code: u32) -> Option<(&'static str, &'static str)> {
         NO_DEVICE => ("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"),
         INVALID_DEVICE => ("CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"),
         INVALID_CONTEXT => ("CUDA_ERROR_INVALID_CONTEXT", "invalid device context"),
+        INVALID_IMAGE => ("CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"),
         NO_BINARY_FOR_GPU => {
             ("CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device")
         }

@@ -4,6 +4,7 @@ use crate::codes;
 use crate::settings::Settings;
 use crate::world::{CONTEXT, CURRENT, Code, Function, Res, World, keep, lock, status, with, within};
 use kernelsmith_ptx_interp::Module;
+use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::rc::Rc;
 
@@ -93,7 +94,7 @@ extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, _device:
             MULTIPROCESSOR_COUNT => s.sms,
             CAPABILITY_MAJOR => s.capability.0,
             CAPABILITY_MINOR => s.capability.1,
-            VIRTUAL_ADDRESSES => 1,
+            VIRTUAL_ADDRESSES => s.maps.into(),
             _ => return Err(codes::INVALID_VALUE),
         };
         put(value, found)
@@ -178,8 +179,11 @@ unsafe extern "C" fn cuModuleLoadDataEx(
             return Err(codes::INVALID_VALUE);
         }
         // SAFETY: the caller's contract.
-        let (text, log) = unsafe { (CStr::from_ptr(image), error_log(count, names, values)) };
-        load(w, text)
+        let (text, log) = unsafe { (crate::link::text_of(image), error_log(count, names, values)) };
+        if w.settings.refuses_binaries && !matches!(text, Ok(Cow::Borrowed(_))) {
+            return Err(codes::NO_BINARY_FOR_GPU);
+        }
+        load(w, &text?)
             .map_err(|(code, message)| {
                 if let Some((at, len)) = log {
                     let cut = message.len().min(len - 1);
@@ -195,7 +199,8 @@ unsafe extern "C" fn cuModuleLoadDataEx(
     })
 }
 
-fn load(w: &mut World, text: &CStr) -> Result<usize, (Code, String)> {
+/// A module of text that this device takes.
+pub(crate) fn assembled(w: &mut World, text: &CStr) -> Result<Module, (Code, String)> {
     let invalid = |message: String| (codes::INVALID_PTX, message);
     if !w.settings.assembles {
         return Err(invalid("ptxas fatal: as the environment asked".into()));
@@ -216,6 +221,11 @@ fn load(w: &mut World, text: &CStr) -> Result<usize, (Code, String)> {
         module.unload(&mut w.memory);
         return Err((codes::NO_BINARY_FOR_GPU, message));
     }
+    Ok(module)
+}
+
+fn load(w: &mut World, text: &CStr) -> Result<usize, (Code, String)> {
+    let module = assembled(w, text)?;
     let handle = w.handle();
     w.modules.insert(handle, Rc::new(module));
     Ok(handle)

@@ -13,6 +13,7 @@
 pub mod codes;
 mod context;
 mod entry;
+mod link;
 mod memory;
 pub mod settings;
 mod stream;

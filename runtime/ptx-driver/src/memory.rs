@@ -6,8 +6,8 @@ use crate::stream::Work;
 use crate::world::{Pages, Res, World, within};
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 
-/// Of pages in the virtual memory calls.
-const GRANULARITY: usize = 2 << 20;
+/// Of pages in the virtual memory calls. Devices have 2 MiB; small ones show what reaches beyond an arena.
+const GRANULARITY: usize = 512;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`, `CU_MEM_ALLOCATION_TYPE_PINNED`, `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`
 const ON_DEVICE: c_uint = 1;
 const PINNED: c_uint = 1;
@@ -170,7 +170,6 @@ extern "C" fn cuMemAddressReserve(
 #[unsafe(no_mangle)]
 extern "C" fn cuMemAddressFree(address: u64, bytes: usize) -> u32 {
     within(|w| {
-        w.wait_for_all()?;
         let inside = |at: u64| (address..address + bytes as u64).contains(&at);
         if w.pages.values().any(|p| p.mapped_at.is_some_and(inside)) {
             return Err(codes::INVALID_VALUE);
@@ -219,6 +218,10 @@ extern "C" fn cuMemRelease(handle: u64) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn cuMemMap(address: u64, bytes: usize, offset: usize, handle: u64, _flags: c_ulonglong) -> u32 {
     within(|w| {
+        w.maps += 1;
+        if w.settings.unmapped == Some(w.maps) {
+            return Err(codes::OUT_OF_MEMORY);
+        }
         let end = address + bytes as u64;
         let reserved = w.reserved.range(..=address).next_back().is_some_and(|(at, n)| end <= at + n);
         let overlaps = |p: &Pages| p.mapped_at.is_some_and(|at| at < end && address < at + p.bytes);
@@ -258,8 +261,8 @@ extern "C" fn cuMemSetAccess(address: u64, bytes: usize, desc: *const AccessDesc
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemUnmap(address: u64, bytes: usize) -> u32 {
+    // waits for nothing: what is under way will miss the memory
     within(|w| {
-        w.wait_for_all()?;
         let World { pages, memory, .. } = w;
         for p in pages.values_mut() {
             if let Some(at) = p.mapped_at.filter(|at| (address..address + bytes as u64).contains(at)) {

@@ -5,7 +5,9 @@
 //!
 //! `KERNELSMITH_PTX_FAULT`, likewise: `no-device`; `no-devices-listed` (initialised, but none is there); `old-driver`;
 //! `old-device`; `memory=N` (bytes of the device); `launch=N` (the N-th kernel, counted from 1, fails while it runs);
-//! `refuse=N` (its launch is refused); `assemble` (no text is accepted).
+//! `refuse=N` (its launch is refused); `assemble` (no text is accepted); `no-maps` (memory cannot be mapped at addresses
+//! that are reserved); `map=N` (the N-th such mapping is refused); `link` (nothing is assembled to machine code); `binary`
+//! (machine code is refused).
 
 use kernelsmith_ptx_interp::Config;
 
@@ -31,6 +33,11 @@ pub struct Settings {
     pub fails: Option<u64>,
     pub refused: Option<u64>,
     pub assembles: bool,
+    /// There are virtual memory calls.
+    pub maps: bool,
+    pub unmapped: Option<u64>,
+    pub refuses_links: bool,
+    pub refuses_binaries: bool,
 }
 
 impl Settings {
@@ -51,6 +58,10 @@ impl Settings {
             fails: None,
             refused: None,
             assembles: true,
+            maps: true,
+            unmapped: None,
+            refuses_links: false,
+            refuses_binaries: false,
         };
         let words = |text: &str| -> Vec<(String, Option<u64>)> {
             let word = |w: &str| match w.split_once('=') {
@@ -78,6 +89,10 @@ impl Settings {
                 ("launch", Some(n)) => s.fails = Some(n),
                 ("refuse", Some(n)) => s.refused = Some(n),
                 ("assemble", None) => s.assembles = false,
+                ("link", None) => s.refuses_links = true,
+                ("binary", None) => s.refuses_binaries = true,
+                ("no-maps", None) => s.maps = false,
+                ("map", Some(n)) => s.unmapped = Some(n),
                 _ => return Err(name),
             }
         }

@@ -61,6 +61,10 @@ pub(crate) struct World {
     pub said: String,
     /// Kernels executed.
     pub launches: u64,
+    /// Linkers, and the images that they have made.
+    pub links: HashMap<usize, Vec<u8>>,
+    /// Calls that wanted pages mapped.
+    pub maps: u64,
     pub began: Instant,
 }
 
@@ -125,6 +129,8 @@ impl World {
             lost: None,
             said: String::new(),
             launches: 0,
+            links: HashMap::new(),
+            maps: 0,
             began: Instant::now(),
         }
     }

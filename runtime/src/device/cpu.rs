@@ -1,8 +1,8 @@
 //! The CPU as a device: everything is done when it is handed over.
 
-use super::{Addr, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording};
+use super::{Addr, CallerStream, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording};
 use crate::arena::Region;
-use crate::error::{Result, RunError};
+use crate::error::{DeviceError, Result, RunError};
 use crate::loader::CodeImage;
 use crate::model::Limits;
 use crate::pool::Pool;
@@ -97,7 +97,10 @@ struct CpuCode {
 }
 
 impl Code for CpuCode {
-    fn queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
+    fn queue(self: Arc<Self>, stream: Option<CallerStream>) -> Result<Box<dyn Queue>> {
+        if stream.is_some() {
+            return Err(DeviceError::NoStreams.into());
+        }
         Ok(Box::new(CpuQueue {
             code: self,
             scratch: RefCell::default(),

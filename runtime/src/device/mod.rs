@@ -13,6 +13,7 @@ use crate::model::Limits;
 use crate::pool::Pool;
 use format::Program;
 use std::any::Any;
+use std::ffi::c_void;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,7 +58,8 @@ pub trait Memory: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Makes it at least `len` bytes long; what it holds stays. True where it moved or grew.
+    /// Makes it at least `len` bytes long; what it holds stays. True where it may have moved, as it does when it gets
+    /// its first bytes.
     fn grow(&mut self, len: usize) -> Result<bool>;
     /// Gives the pages of a range back, where that is possible.
     ///
@@ -68,10 +70,14 @@ pub trait Memory: Send + Sync {
 
 /// The kernels of one program on one device.
 pub trait Code: Send + Sync {
-    /// A queue for one caller.
-    fn queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
+    /// A queue for one caller, on a stream of its own or of the caller.
+    fn queue(self: Arc<Self>, stream: Option<CallerStream>) -> Result<Box<dyn Queue>>;
     /// Milliseconds that the driver took to load it.
     fn load_ms(&self) -> f64;
+    /// Kernels whose machine code was found in [`GpuSettings::binaries`].
+    fn found(&self) -> usize {
+        0
+    }
 }
 
 /// One call of a kernel.
@@ -158,10 +164,41 @@ pub enum Gpu {
 }
 
 /// How a GPU is used.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Default)]
 pub struct GpuSettings {
     /// Waits after each kernel, so that an error names the one that caused it.
     pub check_launches: bool,
+    /// Where the machine code that the driver makes of kernels is kept.
+    pub binaries: Option<Arc<dyn BinaryStore>>,
+}
+
+/// Machine code by what it was made of; used by several threads and processes at once.
+pub trait BinaryStore: Send + Sync {
+    /// What was made of `source`, where that is known and sound.
+    fn get(&self, source: &[u8]) -> Option<Vec<u8>>;
+    /// Keeps `binary`, if that can be done.
+    fn put(&self, source: &[u8], binary: &[u8]);
+}
+
+/// A stream of the caller (`CUstream`), on which runs take their turn with the caller's own work.
+#[derive(Clone, Copy, Debug)]
+pub struct CallerStream(*mut c_void);
+
+// SAFETY: a handle of the driver, which any thread may use.
+unsafe impl Send for CallerStream {}
+
+impl CallerStream {
+    /// # Safety
+    /// `handle` is a stream of the primary context of the device that the model is loaded on, and is not destroyed before
+    /// the contexts that use it are dropped.
+    pub unsafe fn new(handle: *mut c_void) -> CallerStream {
+        CallerStream(handle)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn handle(self) -> *mut c_void {
+        self.0
+    }
 }
 
 /// The CPU that this runs on, with the threads of `pool`.

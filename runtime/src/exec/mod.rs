@@ -8,7 +8,7 @@ mod buckets;
 mod places;
 
 use crate::context::InputView;
-use crate::device::{Addr, Device, Launch, Memory, Queue, nowhere};
+use crate::device::{Addr, CallerStream, Device, Launch, Memory, Queue, nowhere};
 use crate::error::{Result, RunError};
 use crate::host_fns;
 use crate::model::Model;
@@ -91,9 +91,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(model: &Model) -> Result<State> {
+    pub(crate) fn new(model: &Model, stream: Option<CallerStream>) -> Result<State> {
         let p = &model.program;
-        let queue = model.code.clone().queue()?;
+        let queue = model.code.clone().queue(stream)?;
         // made now, so that no run has to
         let own = |b: &BufferDef| match b.place {
             Place::Output(_) | Place::Own => Some(model.device.memory()),

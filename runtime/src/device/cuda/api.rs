@@ -69,6 +69,10 @@ functions! {
     ctx_set_current = "cuCtxSetCurrent"(context: cu::CUcontext);
     ctx_synchronize = "cuCtxSynchronize"();
     module_load_data_ex = "cuModuleLoadDataEx"(module: *mut cu::CUmodule, image: *const c_void, options: c_uint, names: *mut cu::CUjit_option, values: *mut *mut c_void);
+    link_create = "cuLinkCreate_v2"(options: c_uint, names: *mut cu::CUjit_option, values: *mut *mut c_void, link: *mut cu::CUlinkState);
+    link_add_data = "cuLinkAddData_v2"(link: cu::CUlinkState, kind: cu::CUjitInputType, data: *mut c_void, bytes: usize, name: *const c_char, options: c_uint, names: *mut cu::CUjit_option, values: *mut *mut c_void);
+    link_complete = "cuLinkComplete"(link: cu::CUlinkState, image: *mut *mut c_void, bytes: *mut usize);
+    link_destroy = "cuLinkDestroy"(link: cu::CUlinkState);
     module_get_function = "cuModuleGetFunction"(function: *mut cu::CUfunction, module: cu::CUmodule, name: *const c_char);
     module_unload = "cuModuleUnload"(module: cu::CUmodule);
     mem_get_info = "cuMemGetInfo_v2"(free: *mut usize, total: *mut usize);
@@ -76,6 +80,14 @@ functions! {
     mem_free = "cuMemFree_v2"(address: cu::CUdeviceptr);
     mem_host_alloc = "cuMemHostAlloc"(address: *mut *mut c_void, bytes: usize, flags: c_uint);
     mem_free_host = "cuMemFreeHost"(address: *mut c_void);
+    mem_get_allocation_granularity = "cuMemGetAllocationGranularity"(bytes: *mut usize, properties: *const cu::CUmemAllocationProp, option: cu::CUmemAllocationGranularity_flags);
+    mem_address_reserve = "cuMemAddressReserve"(address: *mut cu::CUdeviceptr, bytes: usize, align: usize, at: cu::CUdeviceptr, flags: c_ulonglong);
+    mem_address_free = "cuMemAddressFree"(address: cu::CUdeviceptr, bytes: usize);
+    mem_create = "cuMemCreate"(pages: *mut cu::CUmemGenericAllocationHandle, bytes: usize, properties: *const cu::CUmemAllocationProp, flags: c_ulonglong);
+    mem_release = "cuMemRelease"(pages: cu::CUmemGenericAllocationHandle);
+    mem_map = "cuMemMap"(address: cu::CUdeviceptr, bytes: usize, offset: usize, pages: cu::CUmemGenericAllocationHandle, flags: c_ulonglong);
+    mem_unmap = "cuMemUnmap"(address: cu::CUdeviceptr, bytes: usize);
+    mem_set_access = "cuMemSetAccess"(address: cu::CUdeviceptr, bytes: usize, access: *const cu::CUmemAccessDesc, count: usize);
     memcpy_htod_async = "cuMemcpyHtoDAsync_v2"(to: cu::CUdeviceptr, from: *const c_void, bytes: usize, stream: cu::CUstream);
     memcpy_dtoh_async = "cuMemcpyDtoHAsync_v2"(to: *mut c_void, from: cu::CUdeviceptr, bytes: usize, stream: cu::CUstream);
     memcpy_dtod_async = "cuMemcpyDtoDAsync_v2"(to: cu::CUdeviceptr, from: cu::CUdeviceptr, bytes: usize, stream: cu::CUstream);

@@ -21,6 +21,22 @@ impl DeviceMemory {
     pub(super) fn new(driver: Arc<Driver>) -> DeviceMemory {
         DeviceMemory { driver, address: 0, len: 0 }
     }
+
+    /// Copies what it holds to `address`, where there is room for it, and is empty from then on.
+    pub(super) fn hand_over(&mut self, address: u64) -> Result<(), DeviceError> {
+        let (driver, old, held) = (&self.driver, self.address, std::mem::take(&mut self.len));
+        if held == 0 {
+            return Ok(());
+        }
+        // SAFETY: both hold `held` bytes; all work that uses the old ones is over before and after the copy.
+        unsafe {
+            driver.api.ctx_synchronize().map_err(|f| driver.error(f))?;
+            let stream = std::ptr::null_mut();
+            driver.api.memcpy_dtod_async(address, old, held, stream).map_err(|f| driver.error(f))?;
+            driver.api.ctx_synchronize().map_err(|f| driver.error(f))?;
+            driver.api.mem_free(old).map_err(|f| driver.error(f))
+        }
+    }
 }
 
 impl Memory for DeviceMemory {
@@ -36,26 +52,16 @@ impl Memory for DeviceMemory {
         if len <= self.len {
             return Ok(false);
         }
-        let driver = &self.driver;
+        let driver = self.driver.clone();
         driver.enter()?;
         let too_much = || DeviceError::Memory { needed: len, free: 0, total: driver.info.memory };
         let wanted = len.checked_next_multiple_of(UNIT).ok_or_else(too_much)?;
         let mut address = 0;
         // SAFETY: writes the address, which we own from here on.
         unsafe { driver.api.mem_alloc(&mut address, wanted) }.map_err(|f| driver.memory_error(f, wanted))?;
-        let old = std::mem::replace(&mut self.address, address);
-        let held = std::mem::replace(&mut self.len, wanted);
-        if held > 0 {
-            // SAFETY: both hold `held` bytes; all work that uses the old one is over before and after the copy.
-            unsafe {
-                driver.api.ctx_synchronize().map_err(|f| driver.error(f))?;
-                let stream = std::ptr::null_mut();
-                driver.api.memcpy_dtod_async(address, old, held, stream).map_err(|f| driver.error(f))?;
-                driver.api.ctx_synchronize().map_err(|f| driver.error(f))?;
-                driver.api.mem_free(old).map_err(|f| driver.error(f))?;
-            }
-        }
-        Ok(true)
+        let moved = self.hand_over(address);
+        (self.address, self.len) = (address, wanted);
+        moved.map(|()| true).map_err(Into::into)
     }
 
     unsafe fn release(&self, _: Range<usize>) {}

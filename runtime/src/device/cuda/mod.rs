@@ -3,8 +3,9 @@
 mod api;
 mod memory;
 mod queue;
+mod virtual_memory;
 
-use super::{Addr, Code, Device, DeviceInfo, Gpu, GpuSettings, Memory, Queue};
+use super::{Addr, CallerStream, Code, Device, DeviceInfo, Gpu, GpuSettings, Memory, Queue};
 use crate::error::{DeviceError, Result};
 use crate::model::Limits;
 use crate::pool::Pool;
@@ -16,6 +17,7 @@ use queue::CudaQueue;
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use virtual_memory::VirtualMemory;
 
 /// CUDA 12.0, whose entry points we use.
 const OLDEST_DRIVER: i32 = 12_000;
@@ -32,7 +34,11 @@ pub(super) struct Driver {
     device: cu::CUdevice,
     context: cu::CUcontext,
     info: DeviceInfo,
+    /// Of CUDA, as the driver counts.
+    version: c_int,
     settings: GpuSettings,
+    /// Bytes of the pages that it can map at addresses of our choice; `None` where it cannot.
+    page: Option<usize>,
     /// The error after which the context is of no use.
     lost: Mutex<Option<String>>,
 }
@@ -72,6 +78,37 @@ impl Driver {
             lost.get_or_insert_with(|| message.clone());
         }
         DeviceError::Call { function: f.function, message }
+    }
+
+    /// Machine code for PTX text.
+    fn assemble(&self, text: &CString) -> Result<Vec<u8>, Failure> {
+        let (api, none, nothing) = (&self.api, std::ptr::null_mut(), std::ptr::null_mut());
+        let mut link = std::ptr::null_mut();
+        let bytes = text.as_bytes_with_nul();
+        let ptx = cu::CUjitInputType::CU_JIT_INPUT_PTX;
+        // SAFETY: the text is as long as said and is only read; the image belongs to the link and is copied before
+        // that is destroyed.
+        unsafe {
+            api.link_create(0, none, nothing, &mut link)?;
+            let (data, mut image, mut len) = (bytes.as_ptr().cast_mut().cast(), std::ptr::null_mut(), 0);
+            let added = api.link_add_data(
+                link,
+                ptx,
+                data,
+                bytes.len(),
+                c"kernel".as_ptr(),
+                0,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            );
+            let done = added.and_then(|()| api.link_complete(link, &mut image, &mut len));
+            let binary = done.map(|()| match image.is_null() {
+                true => Vec::new(),
+                false => std::slice::from_raw_parts(image.cast::<u8>(), len).to_vec(),
+            });
+            let gone = api.link_destroy(link);
+            gone.and(binary)
+        }
     }
 
     /// As [`Driver::error`], for a call that wanted memory.
@@ -139,6 +176,7 @@ pub(super) fn open(which: &Gpu, settings: GpuSettings) -> Result<Arc<dyn Device>
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
+    let maps = attribute(A::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)? != 0;
     let units = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
     let (mut name, mut total) = ([0u8; 256], 0);
     // SAFETY: the name is cut to the length given; the total is one number.
@@ -155,7 +193,12 @@ pub(super) fn open(which: &Gpu, settings: GpuSettings) -> Result<Arc<dyn Device>
     // SAFETY: writes the handle, which `Driver` releases.
     unsafe { api.primary_ctx_retain(&mut context, device) }.map_err(call)?;
     let info = DeviceInfo { name, units, compute_capability: Some(capability), memory: total };
-    let driver = Driver { api, device, context, info, settings, lost: Mutex::new(None) };
+    let mut driver =
+        Driver { api, device, context, info, version, settings, page: None, lost: Mutex::new(None) };
+    if maps {
+        driver.enter()?;
+        driver.page = Some(virtual_memory::page(&driver).map_err(call)?);
+    }
     Ok(Arc::new(Cuda(Arc::new(driver))))
 }
 
@@ -166,7 +209,10 @@ impl Device for Cuda {
         &self.0.info
     }
     fn memory(&self) -> Box<dyn Memory> {
-        Box::new(DeviceMemory::new(self.0.clone()))
+        match self.0.page {
+            Some(page) => Box::new(VirtualMemory::new(self.0.clone(), page)),
+            None => Box::new(DeviceMemory::new(self.0.clone())),
+        }
     }
     fn host_memory(&self) -> Box<dyn Memory> {
         Box::new(PinnedMemory::new(self.0.clone()))
@@ -200,6 +246,8 @@ struct CudaCode {
     nodes: Vec<String>,
     limits: Limits,
     load_ms: f64,
+    /// Objects whose machine code was kept from an earlier start.
+    found: usize,
 }
 
 // SAFETY: handles of the driver, as in `Driver`.
@@ -221,6 +269,7 @@ impl CudaCode {
             nodes,
             limits,
             load_ms: 0.0,
+            found: 0,
         };
         let mut names = vec!["?"; program.objects.len()];
         for k in &program.kernels {
@@ -252,10 +301,43 @@ impl CudaCode {
         Ok(code)
     }
 
-    /// Loads PTX text; the driver assembles it, or finds it in a cache of its own.
-    fn module(&self, object: &[u8], kernel: &str) -> Result<cu::CUmodule, DeviceError> {
+    /// Loads a kernel: its machine code, if that has been kept and this driver takes it, or else its text.
+    fn module(&mut self, object: &[u8], kernel: &str) -> Result<cu::CUmodule, DeviceError> {
         let fail = |message: String| DeviceError::Code { kernel: kernel.to_string(), message };
         let text = CString::new(object).map_err(|_| fail("its text holds a zero byte".into()))?;
+        let Some(store) = self.driver.settings.binaries.clone() else {
+            return self.load_image(&text, kernel);
+        };
+        // another driver may make something else of it, and another device needs something else
+        let mut source = format!("{:?} {}\n", self.driver.info.compute_capability, self.driver.version);
+        source.push_str(&String::from_utf8_lossy(object));
+        if let Some(module) = store.get(source.as_bytes()).and_then(|b| self.load_binary(&b).ok()) {
+            self.found += 1;
+            return Ok(module);
+        }
+        match self.driver.assemble(&text) {
+            Ok(binary) => {
+                store.put(source.as_bytes(), &binary);
+                self.load_binary(&binary).or_else(|_| self.load_image(&text, kernel))
+            }
+            // loading the text says what is wrong with it, if anything is
+            Err(_) => self.load_image(&text, kernel),
+        }
+    }
+
+    /// Loads what the driver has assembled.
+    fn load_binary(&self, binary: &[u8]) -> Result<cu::CUmodule, Failure> {
+        let mut module = std::ptr::null_mut();
+        let (none, nothing) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let image = binary.as_ptr().cast();
+        // SAFETY: the image is one that the driver made, and says itself how long it is.
+        unsafe { self.driver.api.module_load_data_ex(&mut module, image, 0, none, nothing) }?;
+        Ok(module)
+    }
+
+    /// Loads PTX text; the driver assembles it, or finds it in a cache of its own.
+    fn load_image(&self, text: &CString, kernel: &str) -> Result<cu::CUmodule, DeviceError> {
+        let fail = |message: String| DeviceError::Code { kernel: kernel.to_string(), message };
         let mut log = vec![0u8; LOG_BYTES];
         let mut names =
             [cu::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, cu::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
@@ -267,7 +349,7 @@ impl CudaCode {
         let loaded = unsafe { self.driver.api.module_load_data_ex(&mut module, image, 2, names, values) };
         match loaded {
             Ok(()) => Ok(module),
-            Err(f) if f.code == OUT_OF_MEMORY => Err(self.driver.memory_error(f, object.len())),
+            Err(f) if f.code == OUT_OF_MEMORY => Err(self.driver.memory_error(f, text.as_bytes().len())),
             Err(f) => {
                 let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
                 let log = String::from_utf8_lossy(&log[..end]);
@@ -308,8 +390,11 @@ impl Drop for CudaCode {
 }
 
 impl Code for CudaCode {
-    fn queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
-        Ok(Box::new(CudaQueue::new(self)?))
+    fn queue(self: Arc<Self>, stream: Option<CallerStream>) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(CudaQueue::new(self, stream)?))
+    }
+    fn found(&self) -> usize {
+        self.found
     }
     fn load_ms(&self) -> f64 {
         self.load_ms

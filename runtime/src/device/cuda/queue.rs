@@ -1,6 +1,6 @@
 //! A stream of one caller, with the status word that its kernels write to.
 
-use super::super::{Addr, IndexFailure, Launch, Memory, Queue, Recording};
+use super::super::{Addr, CallerStream, IndexFailure, Launch, Memory, Queue, Recording};
 use super::api::Failure;
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::{CudaCode, Driver, is_sticky};
@@ -82,16 +82,20 @@ impl Drop for Graph {
 struct Stream {
     code: Arc<CudaCode>,
     handle: cu::CUstream,
+    /// Made by us, and not the caller's.
+    ours: bool,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         let driver = &self.code.driver;
         if driver.enter().is_ok() {
-            // SAFETY: ours; nobody uses it after this.
+            // SAFETY: alive, as its maker vouches for; nobody uses ours after this.
             unsafe {
                 let _ = driver.api.stream_synchronize(self.handle);
-                let _ = driver.api.stream_destroy(self.handle);
+                if self.ours {
+                    let _ = driver.api.stream_destroy(self.handle);
+                }
             }
         }
     }
@@ -110,14 +114,16 @@ impl Drop for CudaQueue {
 }
 
 impl CudaQueue {
-    pub(super) fn new(code: Arc<CudaCode>) -> Result<CudaQueue> {
+    pub(super) fn new(code: Arc<CudaCode>, stream: Option<CallerStream>) -> Result<CudaQueue> {
         let driver = &code.driver;
         driver.enter()?;
-        let mut handle = std::ptr::null_mut();
-        let flags = cu::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: writes the handle, which `Stream` destroys.
-        unsafe { driver.api.stream_create(&mut handle, flags) }.map_err(|f| driver.error(f))?;
-        let stream = Stream { code: code.clone(), handle };
+        let mut handle = stream.map_or(std::ptr::null_mut(), |s| s.handle().cast());
+        if stream.is_none() {
+            let flags = cu::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: writes the handle, which `Stream` destroys.
+            unsafe { driver.api.stream_create(&mut handle, flags) }.map_err(|f| driver.error(f))?;
+        }
+        let stream = Stream { code: code.clone(), handle, ours: stream.is_none() };
         let mut status = DeviceMemory::new(driver.clone());
         status.grow(STATUS)?;
         let mut seen = PinnedMemory::new(driver.clone());
@@ -348,7 +354,8 @@ impl Queue for CudaQueue {
 
     fn record(&self) -> Result<bool> {
         let driver = &self.code.driver;
-        if driver.settings.check_launches {
+        // the streams that every context has from the start (handles 0 to 2) cannot record
+        if driver.settings.check_launches || self.stream.handle.addr() <= 2 {
             return Ok(false);
         }
         let mut inner = self.inner.borrow_mut();
