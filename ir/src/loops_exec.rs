@@ -6,7 +6,7 @@
 use crate::dtype::Scalar;
 use crate::loops::{Addr, Block, Func, Inst, Level, Mem, PipeOp, Stmt, Stride, Ty, Val};
 use crate::loops_opt::eval;
-use crate::{Dim, IrError, OriginId, Result};
+use crate::{DType, Dim, IrError, Monoid, OriginId, Result};
 
 /// What a function reported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,20 @@ pub enum Status {
         value: i64,
         limit: i64,
     },
+}
+
+/// All lanes combined: the second half with the first as long as there are two equal ones, which is the order of the
+/// emitters for LLVM and PTX.
+fn reduce_lanes(monoid: Monoid, dtype: DType, lanes: &[Scalar]) -> Scalar {
+    let mut lanes = lanes.to_vec();
+    while lanes.len() > 1 && lanes.len().is_multiple_of(2) {
+        let other = lanes.split_off(lanes.len() / 2);
+        for (x, y) in lanes.iter_mut().zip(other) {
+            *x = eval::combine(monoid, dtype, *x, y);
+        }
+    }
+    let first = lanes.first().copied().unwrap_or_else(|| monoid.identity(dtype));
+    lanes.iter().skip(1).fold(first, |s, x| eval::combine(monoid, dtype, s, *x))
 }
 
 /// Largest local array, in bytes.
@@ -359,8 +373,7 @@ impl Machine<'_> {
             }
             Inst::ReduceCols(monoid, v) => {
                 let from = self.func.ty(*v).cols as usize;
-                let start = monoid.identity(d);
-                let row = |r: &[Scalar]| r.iter().fold(start, |s, x| eval::combine(*monoid, d, s, *x));
+                let row = |r: &[Scalar]| reduce_lanes(*monoid, d, r);
                 self.get(*v)?.chunks(from).map(row).collect()
             }
             Inst::ReduceRows(monoid, v) => {

@@ -149,7 +149,7 @@ pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
         let got = (*status.flag.get_mut(), *status.value.get_mut(), *status.limit.get_mut());
         assert_eq!(got, case.status, "status of {what}");
         for (b, buf) in bufs.iter().enumerate() {
-            if let Some(difference) = case.difference(b, buf.bytes()) {
+            if let Some(difference) = case.difference(b, buf.bytes(), case.near) {
                 panic!("{what}: {difference}\n{}", backend.ir_text(&case.func).unwrap_or_default());
             }
         }
@@ -158,7 +158,7 @@ pub fn run(backend: &dyn Backend, lanes: u32, cases: Vec<Case>) {
 
 impl Case {
     /// What operand `b` should not hold; all NaNs are equal.
-    pub fn difference(&self, b: usize, got: &[u8]) -> Option<String> {
+    pub fn difference(&self, b: usize, got: &[u8], near: Near) -> Option<String> {
         let (dtype, expect) = (self.func.bufs[b].dtype, self.expect[b].as_ref()?);
         assert_eq!(got.len(), expect.len());
         let size = dtype.bytes();
@@ -174,10 +174,10 @@ impl Case {
         };
         let same = |g: &[u8], e: &[u8]| {
             let (x, y) = (value(g), value(e));
-            let close = y.is_finite() && (x - y).abs() <= self.near.relative * y.abs().max(1.0);
+            let close = y.is_finite() && (x - y).abs() <= near.relative * y.abs().max(1.0);
             let zeros = x == 0.0 && y == 0.0;
             // a relative deviation of 0 makes zeros close whatever their signs
-            g == e || x.is_nan() && y.is_nan() || if zeros { self.near.any_zero } else { close }
+            g == e || x.is_nan() && y.is_nan() || if zeros { near.any_zero } else { close }
         };
         let (at, (g, e)) =
             got.chunks(size).zip(expect.chunks(size)).enumerate().find(|(_, (g, e))| !same(g, e))?;

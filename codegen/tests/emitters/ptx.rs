@@ -1,7 +1,7 @@
 //! Runs emitted PTX: the text is parsed and executed by the interpreter of PTX, in every order of warps and with every
 //! check, and must do what the cases of all emitters say.
 
-use crate::harness::Case;
+use crate::harness::{Case, Near};
 use kernelsmith_codegen::CompiledFunc;
 use ptx_interp::assemble::Ptxas;
 use ptx_interp::{Config, DeviceMemory, Error, Module, Params};
@@ -18,10 +18,22 @@ pub struct Outcome {
     pub status: [i64; 3],
     /// Warp instructions.
     pub steps: u64,
+    /// [`ptx_interp::Counters::trace`]
+    pub trace: u64,
 }
 
 /// Launches a kernel that was emitted for `case`.
 pub fn execute(case: &Case, kernel: &CompiledFunc, config: &Config) -> Result<Outcome, Error> {
+    execute_on(case, kernel, config, BLOCKS)
+}
+
+/// As [`execute`], with so many blocks.
+pub fn execute_on(
+    case: &Case,
+    kernel: &CompiledFunc,
+    config: &Config,
+    blocks: u32,
+) -> Result<Outcome, Error> {
     let text = std::str::from_utf8(&kernel.object).expect("PTX is text");
     let mut memory = DeviceMemory::new();
     let module = Module::load(text, &mut memory)?;
@@ -41,13 +53,13 @@ pub fn execute(case: &Case, kernel: &CompiledFunc, config: &Config) -> Result<Ou
     let own = kernelsmith_codegen::scratch_bytes(&case.func);
     let syms = &case.func.syms;
     let own = own.eval_syms(&|s| Some(case.syms[syms.iter().position(|x| *x == s)?])).expect("a size");
-    let warps = i64::from(BLOCKS * threads.iter().product::<u32>() / 32);
+    let warps = i64::from(blocks * threads.iter().product::<u32>() / 32);
     let scratch = memory.alloc((own * warps) as usize);
     let params = at.iter().copied().chain(case.syms.iter().take(syms.len()).map(|s| *s as u64));
     let params = params.chain([scratch, status]).fold(Params::new(), Params::u64);
     let config = Config { step_limit: config.step_limit.min(BUDGET), ..config.clone() };
     let counters =
-        module.run(&mut memory, &config, &kernel.symbol, [BLOCKS, 1, 1], threads, 0, params.as_slice())?;
+        module.run(&mut memory, &config, &kernel.symbol, [blocks, 1, 1], threads, 0, params.as_slice())?;
     let download = |at: u64, n: usize| {
         let mut out = vec![0; n];
         memory.read(at, &mut out).expect("what was allocated");
@@ -56,18 +68,24 @@ pub fn execute(case: &Case, kernel: &CompiledFunc, config: &Config) -> Result<Ou
     let bufs = at.iter().zip(&case.bufs).map(|(at, b)| download(*at, b.len())).collect();
     let status = download(status, 24);
     let word = |i: usize| i64::from_le_bytes(status[8 * i..][..8].try_into().expect("8 bytes"));
-    let steps = counters.warp_instructions;
-    Ok(Outcome { bufs, status: [word(0), word(1), word(2)], steps })
+    let (steps, trace) = (counters.warp_instructions, counters.trace);
+    Ok(Outcome { bufs, status: [word(0), word(1), word(2)], steps, trace })
 }
 
-/// What is wrong with the outcome of a kernel.
+/// What is wrong with the outcome of a kernel, which computes bit by bit what the interpreter of loop IR does: both
+/// combine lanes in the same order, and a NaN is a NaN.
 pub fn judge(case: &Case, outcome: &Outcome) -> Result<(), String> {
     let (flag, value, limit) = case.status;
     let [f, v, l] = outcome.status;
     if f != flag || l != limit || v < value || (f == 0 && v != 0) {
         return Err(format!("status {:?}, expected {:?}", outcome.status, case.status));
     }
-    match outcome.bufs.iter().enumerate().find_map(|(b, got)| case.difference(b, got)) {
+    match outcome
+        .bufs
+        .iter()
+        .enumerate()
+        .find_map(|(b, got)| case.difference(b, got, Near { relative: 0.0, ..case.near }))
+    {
         Some(difference) => Err(difference),
         None => Ok(()),
     }

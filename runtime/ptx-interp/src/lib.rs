@@ -4,11 +4,13 @@
 //! [`Module::parse`] reads a file and rejects what it does not know; [`Module::kernel`] decodes a kernel;
 //! [`launch`] runs it over [`DeviceMemory`] under a [`Config`] that chooses the order of warps, the landing of
 //! asynchronous copies and the checks. Faults name kernel, line, warp, lane and address ([`Fault`]).
-//! [`mutate`] breaks correct kernels on purpose, to measure what the checks and tests catch.
+//! [`mutate`] breaks correct kernels on purpose, to measure what the checks and tests catch; [`dataflow`] tells which
+//! of that cannot make a difference.
 //!
 //! The references (§) are to the PTX ISA manual, version 8.8.
 
 pub mod assemble;
+pub mod dataflow;
 mod decode;
 mod exec;
 mod fault;

@@ -142,7 +142,8 @@ fn variants(inst: &Inst, text: &str) -> Vec<(Kind, String)> {
             out.push((Kind::WrongLane, text.replacen(&from, &to, 1)));
         }
         out.push((Kind::WrongLane, modifier("down", "up")));
-        out.push((Kind::WrongLane, modifier("bfly", "down")));
+        // `down` would be as good as `bfly` for the first lane, which may be the only one that goes on
+        out.push((Kind::WrongLane, modifier("bfly", "up")));
     }
     match base {
         "add" => out.push((Kind::WrongOperation, opcode("sub"))),

@@ -33,6 +33,8 @@ pub struct Config {
     pub counters: bool,
     /// Warp instructions after which a launch is given up.
     pub step_limit: u64,
+    /// A line of the text: [`Counters::trace`] tells what its instruction computed.
+    pub trace: Option<u32>,
 }
 
 impl Default for Config {
@@ -47,6 +49,7 @@ impl Default for Config {
             uninitialised: true,
             counters: false,
             step_limit: 200_000_000,
+            trace: None,
         }
     }
 }
@@ -73,6 +76,9 @@ pub struct Counters {
     /// A fused multiply-add is two.
     pub flops: u64,
     pub barriers: u64,
+    /// A digest of who executed the instruction on line [`Config::trace`], in which order, and of its results; `u64::MAX`
+    /// where those are no registers.
+    pub trace: u64,
     pub global_loads: Space,
     pub global_stores: Space,
     pub shared_loads: Space,

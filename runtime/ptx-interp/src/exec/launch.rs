@@ -186,6 +186,7 @@ pub fn launch(mem: &mut DeviceMemory, config: &Config, launch: &Launch) -> Resul
         config,
         params: launch.params,
         counters: Counters::default(),
+        traced: config.trace.unwrap_or(u32::MAX),
         rng: Rng::new(config.seed.unwrap_or(1)),
     };
     Grid { machine, launch, blocks, next: 0 }.run()

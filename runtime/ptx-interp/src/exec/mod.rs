@@ -6,6 +6,7 @@ mod launch;
 mod memory;
 mod step;
 mod tensor;
+mod trace;
 mod warp;
 mod warp_ops;
 

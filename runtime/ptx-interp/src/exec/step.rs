@@ -2,6 +2,7 @@
 
 use super::config::{Config, Counters, Landing, Rng};
 use super::launch::Env;
+use super::trace;
 use super::warp::{Group, Wait, Warp};
 use crate::decode::Program;
 use crate::decode::op::*;
@@ -16,6 +17,8 @@ pub(super) struct Machine<'a> {
     pub config: &'a Config,
     pub params: &'a [u8],
     pub counters: Counters,
+    /// [`Config::trace`], or a line that there is not.
+    pub traced: u32,
     pub rng: Rng,
 }
 
@@ -179,6 +182,9 @@ impl Machine<'_> {
             self.counters.lane_instructions += u64::from(active.count_ones());
             self.counters.flops += u64::from(inst.flops) * u64::from(active.count_ones());
             let flow = self.step(warp, env, inst, pc, active, mask).map_err(fail)?;
+            if self.traced == inst.line {
+                self.counters.trace = trace::digest(self.counters.trace, warp, &inst.op, active);
+            }
             match flow {
                 Flow::Next => pc += 1,
                 Flow::Poll => {

@@ -1,0 +1,188 @@
+//! What flows where in the text of a kernel: which instructions have results that nobody reads, and which results
+//! depend on nothing but the shape of the launch.
+//!
+//! Both answers ignore the order of instructions, so they err on one side only: a register counts as read if any
+//! instruction that matters reads it, and as loaded if anything assigned to it may come from memory.
+
+use crate::syntax::ast::{Inst, Kernel, Operand, Stmt};
+use std::collections::HashSet;
+
+/// Opcodes whose first operand is no result.
+const WITHOUT_RESULT: [&str; 18] = [
+    "st",
+    "red",
+    "bra",
+    "ret",
+    "exit",
+    "trap",
+    "bar",
+    "barrier",
+    "membar",
+    "fence",
+    "cp",
+    "stmatrix",
+    "nanosleep",
+    "prefetch",
+    "prefetchu",
+    "discard",
+    "applypriority",
+    "griddepcontrol",
+];
+
+/// Registers that an instruction writes.
+fn results(inst: &Inst) -> Vec<&str> {
+    let mut out = Vec::new();
+    if !WITHOUT_RESULT.contains(&inst.opcode[0].as_str()) {
+        names(inst.operands.first(), &mut out);
+    }
+    out
+}
+
+/// Registers that an instruction reads, its guard and addresses included.
+fn sources(inst: &Inst) -> Vec<&str> {
+    let mut out: Vec<&str> = inst.guard.iter().map(|g| g.1.as_str()).collect();
+    let skip = usize::from(!results(inst).is_empty());
+    inst.operands.iter().skip(skip).for_each(|o| names(Some(o), &mut out));
+    out
+}
+
+fn names<'a>(operand: Option<&'a Operand>, out: &mut Vec<&'a str>) {
+    match operand {
+        Some(Operand::Name(n) | Operand::Not(n) | Operand::Address(Some(n), _)) => out.push(n),
+        Some(Operand::Vector(v)) => v.iter().for_each(|o| names(Some(o), out)),
+        Some(Operand::Pair(a, b)) => [a, b].into_iter().for_each(|o| names(Some(o), out)),
+        _ => {}
+    }
+}
+
+/// Whether an instruction does something besides writing registers.
+fn acts(inst: &Inst) -> bool {
+    let base = inst.opcode[0].as_str();
+    results(inst).is_empty() || matches!(base, "atom" | "shfl" | "vote" | "match" | "redux" | "elect")
+}
+
+fn instructions(kernel: &Kernel) -> impl Iterator<Item = &Inst> {
+    kernel.body.iter().filter_map(|s| match s {
+        Stmt::Inst(i) => Some(i),
+        Stmt::Label(_) => None,
+    })
+}
+
+/// Lines of the instructions whose results reach nothing that acts: whatever they compute, the kernel does the same.
+pub fn dead(kernel: &Kernel) -> HashSet<u32> {
+    let mut live: HashSet<&str> = HashSet::new();
+    let needed = |i: &Inst, live: &HashSet<&str>| acts(i) || results(i).iter().any(|r| live.contains(r));
+    loop {
+        let before = live.len();
+        for i in instructions(kernel) {
+            if needed(i, &live) {
+                live.extend(sources(i));
+            }
+        }
+        if live.len() == before {
+            return instructions(kernel).filter(|i| !needed(i, &live)).map(|i| i.line).collect();
+        }
+    }
+}
+
+/// Lines of the instructions whose results, in every execution, depend on the launch and its parameters alone and on
+/// nothing in memory. None at all where a branch depends on memory.
+pub fn independent(kernel: &Kernel) -> HashSet<u32> {
+    let mut loaded: HashSet<&str> = HashSet::new();
+    let reads_memory = |i: &Inst| match i.opcode[0].as_str() {
+        "ld" => !i.opcode.iter().any(|m| m == "param"),
+        base => matches!(base, "atom" | "ldmatrix" | "activemask" | "elect"),
+    };
+    loop {
+        let before = loaded.len();
+        for i in instructions(kernel) {
+            if reads_memory(i) || sources(i).iter().any(|s| loaded.contains(s)) {
+                loaded.extend(results(i));
+            }
+        }
+        if loaded.len() == before {
+            break;
+        }
+    }
+    let depends = |i: &Inst| sources(i).iter().any(|s| loaded.contains(s));
+    let flow = |i: &Inst| matches!(i.opcode[0].as_str(), "bra" | "ret" | "exit");
+    if instructions(kernel).any(|i| flow(i) && depends(i)) {
+        return HashSet::new();
+    }
+    instructions(kernel).filter(|i| !reads_memory(i) && !depends(i)).map(|i| i.line).collect()
+}
+
+/// Lines of the `bar.warp.sync` that have another one beside them, in a straight line and with no access to memory in
+/// between: either of the two can go.
+pub fn doubled_syncs(kernel: &Kernel) -> HashSet<u32> {
+    let mut out = HashSet::new();
+    // the last barrier that nothing has come after
+    let mut last: Option<&Inst> = None;
+    for s in &kernel.body {
+        let Stmt::Inst(i) = s else {
+            last = None;
+            continue;
+        };
+        if i.opcode.join(".") == "bar.warp.sync" && i.guard.is_none() {
+            if let Some(before) = last.filter(|b| b.operands == i.operands) {
+                out.extend([before.line, i.line]);
+            }
+            last = Some(i);
+        } else if !results(i).is_empty() && !acts(i) {
+            // loads are accesses too
+            last = last.filter(|_| i.opcode[0] != "ld" || i.opcode.iter().any(|m| m == "param"));
+        } else {
+            last = None;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::syntax::parse;
+
+    fn kernel(body: &str) -> Kernel {
+        let head = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 a)\n{\n\
+                    .reg .pred %p<3>;\n.reg .b32 %r<9>;\n.reg .b64 %d<4>;\n";
+        parse(&format!("{head}{body}ret;\n}}\n")).unwrap().kernels.remove(0)
+    }
+
+    /// Numbers of the body's lines.
+    fn lines(found: HashSet<u32>) -> Vec<u32> {
+        let mut lines: Vec<u32> = found.into_iter().map(|l| l - 8).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn what_nobody_reads_is_dead() {
+        let k = kernel(
+            "ld.param.u64 %d0, [a];\nmov.u32 %r0, %tid.x;\nadd.s32 %r1, %r0, 1;\nadd.s32 %r2, %r1, 1;\n\
+             ld.global.u32 %r3, [%d0];\nsetp.lt.s32 %p0, %r0, 7;\n@%p0 st.global.u32 [%d0], %r0;\n",
+        );
+        assert_eq!(lines(dead(&k)), [3, 4, 5]);
+    }
+
+    #[test]
+    fn what_comes_from_memory_is_not_independent() {
+        let body = "ld.param.u64 %d0, [a];\nmov.u32 %r0, %tid.x;\nld.global.u32 %r1, [%d0];\nadd.s32 %r2, %r1, %r0;\n\
+                    setp.lt.s32 %p0, %r2, 7;\nadd.s32 %r3, %r0, 2;\n@%p0 add.s32 %r3, %r3, 1;\nadd.s32 %r4, %r3, 1;\n\
+                    add.s32 %r5, %r0, 1;\n";
+        assert_eq!(lines(independent(&kernel(body))), [1, 2, 6, 9, 10]);
+        let branch = format!("{body}@%p0 bra L;\nadd.s32 %r6, %r0, 1;\nL:\n");
+        assert!(independent(&kernel(&branch)).is_empty());
+    }
+
+    #[test]
+    fn of_two_barriers_without_an_access_between_one_is_enough() {
+        let b = "bar.warp.sync 0xffffffff;\n";
+        let st = "st.global.u32 [%d0], %r0;\n";
+        let k = kernel(&format!(
+            "ld.param.u64 %d0, [a];\nmov.u32 %r0, 1;\n{b}{st}{b}add.s32 %r1, %r0, 1;\n{b}{st}{b}L:\n{b}\
+             ld.global.u32 %r2, [%d0];\n{b}"
+        ));
+        assert_eq!(lines(doubled_syncs(&k)), [5, 7]);
+    }
+}
