@@ -56,6 +56,7 @@ pub fn assign(
     for v in seeds {
         convolutional[parts.find(v.index())] = true;
     }
+    let early = rows_before_growth(graph, exact);
     let mut layouts = HashMap::new();
     for (_, op) in graph.ops() {
         for &v in &op.results {
@@ -64,6 +65,7 @@ pub fn assign(
             if (3..=5).contains(&rank)
                 && convolutional[parts.find(v.index())]
                 && !exact[v.index()]
+                && !early[v.index()]
                 && !home
                 && !matches!(class(&op.prim), Class::Const | Class::Host)
                 && fuel.allow(LAYOUTS, op.origin, || format!("{} %{} channels last", op.prim.name(), v.0))
@@ -73,6 +75,32 @@ pub fn assign(
         }
     }
     layouts
+}
+
+/// Values that had better be row-major already, because all that becomes of them is resized to something larger that
+/// must be (the output of a segmentation): between the layouts elements are moved one by one, and they are fewer here.
+fn rows_before_growth(graph: &Graph, exact: &[bool]) -> Vec<bool> {
+    let n = graph.value_count();
+    // of each value: every use of it ends in rows; on the way to one of these ends it grows
+    let (mut used, mut elsewhere, mut grows) = (vec![false; n], vec![false; n], vec![false; n]);
+    let mut early = vec![false; n];
+    let elements = |v: ValueId| ir::Dim::product(&graph[v].ty.shape).as_const();
+    for op in graph.order.iter().rev().map(|&id| &graph[id]) {
+        let gathers = matches!(op.prim, Prim::Gather { axis } if axis >= 2);
+        let moves = gathers || class(&op.prim) == Class::Elementwise;
+        let result = op.results.first().copied().filter(|_| moves);
+        let rows = result.is_some_and(|r| exact[r.index()] || used[r.index()] && !elsewhere[r.index()]);
+        let after = result.is_some_and(|r| grows[r.index()]);
+        if let Some(r) = result {
+            early[r.index()] = rows && after;
+        }
+        for &x in &op.operands {
+            used[x.index()] = true;
+            elsewhere[x.index()] |= !rows;
+            grows[x.index()] |= after || gathers && result.is_some_and(|r| elements(x) < elements(r));
+        }
+    }
+    early
 }
 
 /// Too few channels for a vector.

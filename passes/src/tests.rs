@@ -294,6 +294,33 @@ fn interleaved_channels_lie_in_a_buffer() {
 }
 
 #[test]
+fn values_are_row_major_before_they_grow() {
+    // an image of a segmentation: the result of the convolution is small, the resized output is not
+    let d = Dim::from;
+    let mut b = Builder::new("segment");
+    let x = b.input("x", DType::F32, [1, 8, 4, 5].map(d).to_vec());
+    let k = b.input("k", DType::F32, [6, 8, 3, 3].map(d).to_vec());
+    let y = b.convolve(x, k, &[window(1, 1), window(1, 1)], 1, DType::F32).unwrap();
+    let mut v = y;
+    for axis in [3, 2] {
+        let at: Vec<i64> = (0..12).map(|i| i / 3).collect();
+        let at = b.vector_i64(&at).unwrap();
+        let (near, far) = (b.gather(v, at, axis).unwrap(), b.gather(v, at, axis).unwrap());
+        let far = b.exp(far).unwrap();
+        v = b.add(near, far).unwrap();
+    }
+    let m = b.finish(&[("y".into(), v)]).unwrap();
+    let p = check(&m, &[data(DType::F32, &[1, 8, 4, 5], 3), data(DType::F32, &[6, 8, 3, 3], 4)]);
+    let layout = |elems: i64| {
+        let of = |b: &&ir::kernel::Buffer| ir::Dim::product(&b.shape).is_const(elems);
+        let found = p.kernels.iter().flat_map(|k| &k.buffers).find(of);
+        found.map(|b| b.layout == ir::Layout::row_major(4))
+    };
+    // channels last behind the convolution, row-major from the first lookup on
+    assert_eq!([layout(6 * 4 * 5), layout(6 * 4 * 12)], [Some(false), Some(true)]);
+}
+
+#[test]
 fn lookups_of_expressions() {
     check_f32(&[&[1, 3, 4, 5]], |b, x| {
         let y = b.exp(x[0]).unwrap();

@@ -58,13 +58,16 @@ fn resize(cx: &mut NodeCx) -> OpResult {
     let x = cx.input(0)?;
     let dtype = cx.dtype(x);
     let plan = plan(cx)?;
-    let axes = axes(cx, x, &plan)?;
+    let mut axes = axes(cx, x, &plan)?;
     let mut v = x;
     let interpolates = !matches!(plan.mode, Mode::Nearest(_));
     if interpolates && !matches!(dtype, DType::F32 | DType::F64) {
         let wide = if dtype.is_int() && dtype.bytes() >= 4 { DType::F64 } else { DType::F32 };
         v = cx.b.convert(v, wide)?;
     }
+    // the last axis first: along it elements are gathered one by one, along the others whole rows are, and the
+    // fewer the rows before the others grow, the fewer gathers
+    axes.sort_by_key(|a| std::cmp::Reverse(a.axis));
     for a in &axes {
         let whole = a.scale.is_none_or(|s| s == 1.0) && a.input == a.output && a.roi.is_none();
         if !whole {
