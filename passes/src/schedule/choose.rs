@@ -205,8 +205,8 @@ impl<'a> Chooser<'a> {
     fn domain_lanes(&self, axis: &Axis, panel: Option<i64>) -> f64 {
         let strided = |x: &Access| !matches!(self.a.step(&x.offset, axis.var, panel), Step::Zero | Step::One);
         let vector = if self.a.works.iter().flat_map(|w| &w.accesses).all(strided) {
-            // nothing is contiguous: lanes are worth no more than there are
-            self.vector_cost(&Dim::from(self.a.estimate(&axis.extent) as i64))
+            // nothing is contiguous: lanes are worth no more than there are, and batches are likely to be single
+            self.vector_cost(&Dim::from(self.a.facts.likely(&axis.extent) as i64))
         } else {
             self.vector_cost(&axis.extent)
         };

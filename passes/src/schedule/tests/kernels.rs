@@ -530,3 +530,24 @@ fn blocks_of_rows() {
     assert!(step < 1400 / 2, "{tall}");
     assert!(!first(&matmul(60, 96, 300, false, Some(16))).starts_with("parallel m by"));
 }
+
+/// Where memory is contiguous along no axis, a batch, likely to be single, is not what fills the lanes.
+#[test]
+fn single_batches_fill_no_lanes() {
+    let mut b = Build::new("interleave");
+    let n = b.size(1, true);
+    let last = b.symbols.infos.len() - 1;
+    b.symbols.infos[last].hint = 1;
+    let (x, y) =
+        (b.input("x", &[n.clone(), Dim::from(24), Dim::from(4)]), b.output("y", &[n.clone(), Dim::from(50)]));
+    let ((an, dn), (ai, di)) = (b.axis("n", n), b.axis("i", 24));
+    let even = b.read(x, &[&dn, &di, &Dim::from(0)]);
+    let even = b.un(UnaryOp::Exp, even);
+    b.store(&[], y, &[&dn, &(di.clone() * Dim::from(2))], even);
+    let odd = b.read(x, &[&dn, &di, &Dim::from(1)]);
+    let odd = b.un(UnaryOp::Exp, odd);
+    b.store(&[], y, &[&dn, &(di * Dim::from(2) + Dim::from(1))], odd);
+    b.domain(&[&an, &ai]);
+    let schedule = b.check_on(&avx512()).remove(0);
+    assert!(schedule.contains("cols i "), "{schedule}");
+}
