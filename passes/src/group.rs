@@ -14,7 +14,7 @@ use crate::pull::{Home, PullError, Unit, locate};
 use crate::{col2im, winograd};
 use ir::graph::State;
 use ir::prim::WindowDim;
-use ir::{DType, Layout, OpId, Origin, Prim, TensorType, ValueId};
+use ir::{DType, Graph, Layout, OpId, Origin, Prim, TensorType, ValueId};
 use std::cell::RefCell;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
@@ -155,7 +155,7 @@ fn find_homes(unit: Unit, facts: &GraphFacts, fuel: &Fuel) -> HashMap<ValueId, H
             homes.insert(result, home);
             continue;
         }
-        let in_place = matches!(op.prim, Prim::Scatter { .. } | Prim::UpdateSlice { .. });
+        let overwritten = is_updated(g, &homes, result);
         for (n, offset) in pieces {
             let x = op.operands[n];
             let Some(def) = g.def_op(x) else { continue };
@@ -163,7 +163,7 @@ fn find_homes(unit: Unit, facts: &GraphFacts, fuel: &Fuel) -> HashMap<ValueId, H
                 !matches!(class(&g[def].prim), Class::Const | Class::Source | Class::View | Class::Host);
             let repeated = op.operands.iter().filter(|&&o| o == x).count() > 1;
             // in place: whoever else reads the operand would see the update
-            let shared = in_place && facts.uses[x.index()].len() > 1;
+            let shared = overwritten && facts.uses[x.index()].len() > 1;
             if own_kernel
                 && !repeated
                 && !shared
@@ -181,6 +181,18 @@ fn find_homes(unit: Unit, facts: &GraphFacts, fuel: &Fuel) -> HashMap<ValueId, H
         }
     }
     homes
+}
+
+/// True where an op writes in place what lies in the buffer of this value: its own, or one after it.
+fn is_updated(g: &Graph, homes: &HashMap<ValueId, Home>, mut value: ValueId) -> bool {
+    loop {
+        let def = g.def_op(value).map(|op| &g[op].prim);
+        if matches!(def, Some(Prim::Scatter { .. } | Prim::UpdateSlice { .. })) {
+            return true;
+        }
+        let Some(home) = homes.get(&value) else { return false };
+        value = home.value;
+    }
 }
 
 /// The place of a concat's result where all of its operands lie next to one another already.

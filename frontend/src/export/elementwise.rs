@@ -267,12 +267,19 @@ impl Writer<'_> {
             _ => to.int_range(),
         };
         if let (true, Some((lo, hi))) = (saturate && !from.is_float(), range) {
-            // integers are clamped in their own type, where both bounds are numbers of it
             let (from_lo, from_hi) = from.int_range().unwrap_or((0, 1));
+            let bounds = [("Max", lo, lo > from_lo), ("Min", hi, hi < from_hi)];
             let mut x = x.to_string();
-            for (op, bound, needed) in [("Max", lo, lo > from_lo), ("Min", hi, hi < from_hi)] {
+            // integers are clamped in their own type, where both bounds are numbers of it; the standard orders none
+            // below a byte
+            let packed = from.is_int() && from.bits() < 8;
+            let wide = if packed { DType::I32 } else { from };
+            if packed && bounds.iter().any(|b| b.2) {
+                x = self.cast(&x, wide);
+            }
+            for (op, bound, needed) in bounds {
                 if needed && from != DType::Bool {
-                    let t = Tensor::new(from, Vec::new(), bound.to_le_bytes()[..from.bytes()].to_vec());
+                    let t = Tensor::new(wide, Vec::new(), bound.to_le_bytes()[..wide.bytes()].to_vec());
                     let bound = self.small(&t);
                     x = self.node(op, &[&x, &bound]);
                 }

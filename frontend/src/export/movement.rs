@@ -136,10 +136,14 @@ impl Writer<'_> {
             let last = Dim::from(between).min_with(&shape[axis], &self.module.symbols);
             hi[axis] = &hi[axis] - &last;
         }
-        // windows may have paddings that crop more than there is
+        // windows may have paddings that crop more than there is: the excess comes off the other side's fill
+        let symbols = &self.module.symbols;
         for (axis, n) in shape.iter().enumerate() {
-            lo[axis] = lo[axis].max_with(&(Dim::from(0) - n), &self.module.symbols);
-            hi[axis] = hi[axis].max_with(&(Dim::from(0) - n - &lo[axis]), &self.module.symbols);
+            let all = Dim::from(0) - n;
+            let (before, after) = (lo[axis].max_with(&all, symbols), hi[axis].max_with(&all, symbols));
+            let (more_before, more_after) = (&lo[axis] - &before, &hi[axis] - &after);
+            lo[axis] = (before + more_after).max_with(&all, symbols);
+            hi[axis] = (after + more_before).max_with(&(all - &lo[axis]), symbols);
         }
         let amounts: Vec<Dim> = lo.iter().chain(&hi).cloned().collect();
         if amounts.iter().all(|d| d.is_const(0)) {

@@ -67,9 +67,7 @@ impl Writer<'_> {
             return Ok(self.node_attrs("MaxPool", &[site.x()], &window_attrs(size, window, true)));
         }
         let fill = self.identity(monoid, dtype);
-        let mut shape = ty.shape.clone();
-        let (mut x, padded) = self.spread(site.x(), &fill, &ty.shape, lead, window)?;
-        shape[lead..].clone_from_slice(&padded);
+        let mut x = self.spread(site.x(), &fill, &ty.shape, lead, window)?;
         let join = operators(monoid, dtype).0;
         for (i, (&k, w)) in size.iter().zip(window).enumerate() {
             let axis = lead + i;
@@ -88,12 +86,11 @@ impl Writer<'_> {
                 });
             }
             x = all.unwrap_or(x);
-            shape[axis] = out.clone();
         }
         Ok(x)
     }
 
-    /// The trailing dims with base dilation and padding made; their extents.
+    /// The trailing dims with base dilation and padding made.
     fn spread(
         &mut self,
         x: &str,
@@ -101,19 +98,13 @@ impl Writer<'_> {
         shape: &[Dim],
         lead: usize,
         window: &[WindowDim],
-    ) -> Result<(String, Vec<Dim>)> {
+    ) -> Result<String> {
         let zeros = vec![Dim::from(0); lead];
         let lo = [zeros.clone(), window.iter().map(|w| w.pad_lo.clone()).collect()].concat();
         let hi = [zeros, window.iter().map(|w| w.pad_hi.clone()).collect()].concat();
         let mut interior = vec![0; lead];
         interior.extend(window.iter().map(|w| w.base_dilation - 1));
-        let y = self.pad(&Padded { name: x, shape }, fill, &lo, &hi, &interior)?;
-        let extents = shape[lead..].iter().zip(window).map(|(n, w)| {
-            let between = Dim::from(w.base_dilation - 1);
-            let spread = if n.is_const(0) { n.clone() } else { n + &(&(n - &Dim::from(1)) * &between) };
-            spread + &w.pad_lo + &w.pad_hi
-        });
-        Ok((y, extents.collect()))
+        self.pad(&Padded { name: x, shape }, fill, &lo, &hi, &interior)
     }
 
     /// CumSum; the other monoids reduce a table of prefixes, whose entries beyond them are the identity.
@@ -221,7 +212,7 @@ impl Writer<'_> {
         let mut window = window.to_vec();
         if !window.iter().all(plain) {
             let zero = self.small(&Tensor::zeros(acc, Vec::new()));
-            x = self.spread(&x, &zero, &site.types[0].shape, 2, &window)?.0;
+            x = self.spread(&x, &zero, &site.types[0].shape, 2, &window)?;
             for w in &mut window {
                 *w = WindowDim { stride: w.stride, dilation: w.dilation, ..WindowDim::unit() };
             }

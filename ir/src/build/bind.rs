@@ -1,13 +1,18 @@
 //! Values that become sizes: elements of small integer tensors are bound to symbols at run time.
 //!
 //! Models spell one number in many ways (reshaped, joined with others, cut out again). An element is followed to
-//! where it comes from, and bound there once, so that sizes that are the same number are the same symbol.
+//! where it comes from, and bound there once, so that sizes that are the same number are the same symbol. What was
+//! computed from such elements, even before they were bound, is an expression of their symbols.
 
-use super::{Builder, Elem, V, known};
+use super::{Builder, Elem, Elems, V, known};
 use crate::dim::{SymInfo, SymKind};
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, TensorType, ValueId};
 use crate::prim::Prim;
 use crate::{DType, Dim, IrError, Result, Sym};
+use std::collections::HashMap;
+
+/// So many values are looked at to find out what an element is computed from.
+const SEARCH: usize = 64;
 
 /// The value and the element of it (row-major) that this element is a copy of, as far as ops that only move
 /// integers of static shape tell.
@@ -59,6 +64,54 @@ fn source(g: &Graph, mut value: ValueId, mut elem: usize) -> (ValueId, usize) {
 }
 
 impl Builder {
+    /// Elements of a value of the open graph at `level` as expressions of the symbols that were bound since it was
+    /// computed, where they are; `seen` has those of the values before.
+    fn derived(
+        &self,
+        level: usize,
+        v: ValueId,
+        seen: &mut HashMap<(usize, ValueId), Option<Elems>>,
+    ) -> Option<Elems> {
+        if let Some(elems) = seen.get(&(level, v)) {
+            return elems.clone();
+        }
+        let frame = self.frames.get(level)?;
+        let n = known::small_shape(&frame.graph[v].ty)?.iter().product();
+        if seen.len() >= SEARCH {
+            return None;
+        }
+        seen.insert((level, v), None);
+        let found = match frame.graph.def_op(v) {
+            Some(op) => {
+                let op = &frame.graph[op];
+                let elems: Vec<Option<Elems>> =
+                    op.operands.iter().map(|&x| self.derived(level, x, seen)).collect();
+                let operands: Vec<known::Operand> = op
+                    .operands
+                    .iter()
+                    .zip(&elems)
+                    .map(|(&x, known)| known::Operand { ty: &frame.graph[x].ty, known: known.as_ref() })
+                    .collect();
+                let results: Vec<TensorType> =
+                    op.results.iter().map(|&y| frame.graph[y].ty.clone()).collect();
+                let (consts, symbols) = (&self.module.consts, &self.module.symbols);
+                known::eval(&op.prim, &operands, &results, consts, symbols).into_iter().next().flatten()
+            }
+            None => {
+                let entry = |v: &V| &self.values[v.0 as usize];
+                let outer = frame.captures.iter().find(|(_, inner)| entry(inner).id == v).map(|c| c.0);
+                outer.filter(|_| level > 0).and_then(|o| self.derived(level - 1, entry(&o).id, seen))
+            }
+        };
+        let mut elems = found.unwrap_or_else(|| vec![None; n]);
+        for (i, e) in elems.iter_mut().enumerate().filter(|(_, e)| e.is_none()) {
+            *e = self.bound.get(&(frame.uid, v, i)).map(|&s| Elem::int(s));
+        }
+        let elems = Some(elems).filter(|e| e.iter().any(Option::is_some));
+        seen.insert((level, v), elems.clone());
+        elems
+    }
+
     /// Elements of `v` (integers, static shape, at most 64) as sizes. Those that are not known become
     /// value symbols with range `lo..=hi`, bound at run time; the same element binds once.
     pub fn bind_dims(&mut self, v: V, lo: i64, hi: i64, hint: i64) -> Result<Vec<Dim>> {
@@ -76,6 +129,15 @@ impl Builder {
             ));
         };
         let mut elems = self.known_elems(v).cloned().unwrap_or_else(|| vec![None; n]);
+        let inner = self.frames.len() - 1;
+        let derived = self.derived(inner, self.values[v.0 as usize].id, &mut HashMap::new());
+        for (e, d) in elems.iter_mut().zip(derived.into_iter().flatten()) {
+            let in_range = |d: &Elem| {
+                let bounds = d.num.bounds(&self.module.symbols);
+                bounds.0 >= lo && (bounds.1 <= hi || hi >= Dim::LIMIT)
+            };
+            *e = e.take().or_else(|| d.filter(in_range));
+        }
         let flat = self.reshape(v, &[Dim::from(n)])?;
         let flat = self.convert(flat, DType::I64)?;
         let id = self.values[v.0 as usize].id;
