@@ -3,11 +3,11 @@
 use super::inputs::InputArgs;
 use super::{ModelArgs, Outcome, progress};
 use crate::compiled::{Compiled, inputs_of, views};
+use crate::debug::judge;
 use crate::debug::stages::{self, Checked, Effort};
-use crate::debug::tolerance;
 use crate::driver::{self, Error};
 use clap::Args;
-use interp::{Comparison, compare};
+use interp::Comparison;
 use ir::host::Lowered;
 use ir::{DType, Layout, Module, Tensor, ValueId};
 use passes::kernel_exec::Budget;
@@ -94,14 +94,15 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<Outcome, Error> {
     let outputs_want =
         interp::Interp::new(canonical).run_with_values(&inputs, &mut |v: ValueId, want: &Tensor| {
             let got = pending.remove(&v)?;
-            let comparison = compare(&got, want, tolerance(canonical, v, options.math));
-            let good = comparison.passes();
+            let comparison = judge(canonical, v, &got, want, options.math);
+            // what reads it was computed from it, right or wrong
+            let same = comparison.mismatch.is_none();
             report.add(canonical, v, comparison, args.verbose);
-            good.then_some(got)
+            same.then_some(got)
         })?;
     for (i, (got, want)) in outputs.iter().zip(&outputs_want).enumerate() {
         if let Some(&v) = canonical.graph.outputs.get(i) {
-            report.add(canonical, v, compare(got, want, tolerance(canonical, v, options.math)), args.verbose);
+            report.add(canonical, v, judge(canonical, v, got, want, options.math), args.verbose);
         }
     }
     bar.finish_and_clear();

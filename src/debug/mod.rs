@@ -13,4 +13,4 @@ mod tolerance;
 pub use bisect::{Finding, bisect};
 pub use repro::Repro;
 pub use roads::{Fault, Road, Roads};
-pub use tolerance::{tolerance, tolerance_of};
+pub use tolerance::{judge, tolerance, tolerance_of};
