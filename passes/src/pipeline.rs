@@ -110,6 +110,15 @@ pub const PASSES: &[Pass] = &[
         run: |s, cx| on_graph(s, |m| graph::fold_constants(m, cx.fuel)),
     },
     Pass {
+        name: "reciprocals",
+        stage: Stage::Canonical,
+        reason: "quotients by what elements share are products; after folding, which knows the constants",
+        run: |s, cx| {
+            let freely = cx.options.math.reassociates();
+            on_graph(s, |m| if freely { graph::reciprocals(m, cx.fuel) } else { Ok(()) })
+        },
+    },
+    Pass {
         name: "bind-states",
         stage: Stage::Canonical,
         reason: "appends in place of concatenations; after inlining, which brings these to the main graph",

@@ -155,7 +155,7 @@ fn holds_exactly(wide: DType, narrow: DType) -> bool {
 }
 
 /// The value of every element, where `v` is a constant of one value (or a broadcast of one).
-fn splat(cx: &Shared<'_>, site: &Site<'_>, v: ValueId) -> Option<f64> {
+pub(super) fn splat(cx: &Shared<'_>, site: &Site<'_>, v: ValueId) -> Option<f64> {
     let op = site.def(v)?;
     match &op.prim {
         Prim::Broadcast { .. } | Prim::Reshape { .. } => splat(cx, site, *op.operands.first()?),

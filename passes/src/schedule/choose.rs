@@ -268,6 +268,7 @@ impl<'a> Chooser<'a> {
             overlap,
             extra: 0,
             col_operands: 1,
+            col_bytes: self.col_bytes(&reductions),
         };
         let (tile, score) = tiles::best(&question, self.target);
         self.col_size = tile.cols;
@@ -366,6 +367,17 @@ impl<'a> Chooser<'a> {
             self.a.step(&x.offset, v, None) == Step::Zero && self.a.step(&x.offset, col, panel) != Step::Zero
         };
         reductions.iter().map(|w| w.accesses.iter().filter(shared).count() as u32).max().unwrap_or(1)
+    }
+
+    /// Bytes of one column of a constant column operand, where its reduction has a known length.
+    fn col_bytes(&self, reductions: &[&Work]) -> Option<i64> {
+        let [w] = reductions else { return None };
+        let (col, panel) = self.col?;
+        let x = w.accesses.iter().find(|x| self.a.step(&x.offset, col, panel) != Step::Zero)?;
+        let buffer = &self.a.k.buffers[x.buf.0 as usize];
+        let mut steps = w.axes.iter().filter(|a| x.offset.uses_var(a.var)).map(|a| a.extent.as_const());
+        let steps = steps.try_fold(1i64, |n, e| n.checked_mul(e?))?;
+        buffer.constant.then(|| steps.saturating_mul(buffer.dtype.bytes() as i64))
     }
 
     /// True where dot products take their operands apart first.

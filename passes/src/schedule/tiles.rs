@@ -28,6 +28,8 @@ pub struct Question {
     pub extra: u32,
     /// Column operands: more than one where the column factor is decoded.
     pub col_operands: u32,
+    /// Bytes of the column operand in one column, where they are known: the steps of the reduction.
+    pub col_bytes: Option<i64>,
 }
 
 /// Rows and columns.
@@ -60,7 +62,7 @@ pub fn best(q: &Question, target: &TargetDesc) -> (Tile, f64) {
         let budget = budget(target, nv, q);
         for rows in 1..=(budget / nv).max(1) {
             let tile = Tile { rows, cols };
-            let score = score(q, tile, nv);
+            let score = score(q, tile, nv) * near(q, cols, target);
             // more rows at equal merit: fewer passes over the column operand
             if score > result.1 + 1e-9 || score > result.1 - 1e-9 && rows > result.0.rows && q.contraction {
                 result = (tile, score);
@@ -84,6 +86,13 @@ fn budget(target: &TargetDesc, nv: u32, q: &Question) -> u32 {
     let operands = if q.contraction && vectors == 1 { ahead } else { vectors + ahead };
     let most = if q.contraction { u32::MAX } else { target.vector_regs / 2 };
     target.vector_regs.saturating_sub(operands + q.extra).clamp(1, most)
+}
+
+/// Panels that fill the second-level cache are read from the next one, as row after row of the other operand drives
+/// them out (measured on Zen 5, 197 x 768 x 3072 with 64 columns in place of 48: 0.97).
+fn near(q: &Question, cols: u32, target: &TargetDesc) -> f64 {
+    let bytes = q.col_bytes.filter(|_| q.contraction).map_or(0, |b| b.saturating_mul(cols.into()));
+    if bytes * 5 > target.l2_bytes as i64 * 3 { 0.97 } else { 1.0 }
 }
 
 fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
@@ -161,6 +170,7 @@ mod tests {
             overlap: true,
             extra: 0,
             col_operands: 1,
+            col_bytes: None,
         };
         let (t, score) = best(&q, target);
         assert_eq!((t.rows, t.cols), expect, "{rows} x {cols}: {score}");

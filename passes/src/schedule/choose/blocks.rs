@@ -66,6 +66,17 @@ impl Chooser<'_> {
             w.accesses.iter().partition(|x| self.a.step(&x.offset, col, panel) != Step::Zero);
         let most = |list: &[&Access]| list.iter().map(|x| bytes(x)).fold(0.0, f64::max);
         let (row_bytes, column_bytes) = (most(&rows), most(&columns));
+        // products of many pairs of computed matrices: a thread takes whole pairs, and reads no matrix of another
+        let batch = |v: Var| {
+            let uses = |list: &[&Access]| list.iter().any(|x| x.offset.uses_var(v));
+            v != col && self.free.contains(&v) && uses(&rows) && uses(&columns)
+        };
+        let batches: f64 =
+            order.iter().filter(|v| batch(**v)).map(|v| self.a.facts.likely(&self.a.extent(*v))).product();
+        let computed = columns.iter().any(|x| !self.a.k.buffers[x.buf.0 as usize].constant);
+        if computed && batches >= threads as f64 {
+            return Vec::new();
+        }
         let of_rows: Vec<Var> =
             order.iter().copied().filter(|v| *v != col && !self.columns_use(*v)).collect();
         // of one row, its part of the result included
