@@ -1,6 +1,7 @@
 //! The default schedule of a kernel, from an analytical model of the target.
 
 mod blocks;
+mod windows;
 
 use super::analyse::{Access, Analysis, Step, Work};
 use super::tiles::{self, Question};
@@ -545,6 +546,13 @@ impl<'a> Chooser<'a> {
             first.extend(rows);
             order = first;
         }
+        if let Some((col, _)) = self.col.filter(|_| self.columns_before_windows(rows)) {
+            let (batches, inner): (Vec<Var>, Vec<Var>) =
+                order.into_iter().partition(|v| !self.slides(*v) && *v != col);
+            order = batches;
+            order.push(col);
+            order.extend(inner.into_iter().filter(|v| *v != col));
+        }
         // loops whose order shows run inside, one after another, as the kernel lists them
         order.extend(bound);
         order
@@ -599,7 +607,7 @@ impl<'a> Chooser<'a> {
                 continue;
             }
             // blocks of rows are whole: nothing else cuts them
-            let row = !shares.is_empty() && !self.columns_use(*v);
+            let row = !shares.is_empty() && (!self.columns_use(*v) || self.slides(*v));
             open &= self.free.contains(v) && sure < target && !row;
             if !open {
                 serial.push(tile);

@@ -51,8 +51,11 @@ impl Chooser<'_> {
     /// the columns pass by.
     pub(super) fn shares(&self, order: &[Var], s: &Schedule) -> Vec<(Var, u32)> {
         let threads = self.target.threads.max(1) as u32;
-        let parallel = self.contraction && self.parallel && threads > 1 && !self.target.simt;
-        let (true, Some((col, panel))) = (parallel, self.col) else { return Vec::new() };
+        let parallel = self.parallel && threads > 1 && !self.target.simt;
+        if parallel && self.columns_before_windows(s.rows.map(|r| r.axis)) {
+            return self.lines_of_windows(order, s, threads);
+        }
+        let (true, Some((col, panel))) = (parallel && self.contraction, self.col) else { return Vec::new() };
         let mut reductions = self.a.works.iter().filter(|w| w.reduce);
         let (Some(w), None) = (reductions.next(), reductions.next()) else { return Vec::new() };
         let domain = &self.a.k.domain;
@@ -114,6 +117,22 @@ impl Chooser<'_> {
             }
         }
         Vec::new()
+    }
+
+    /// Blocks of the outermost axis that windows slide along, whose threads go through all columns.
+    fn lines_of_windows(&self, order: &[Var], s: &Schedule, threads: u32) -> Vec<(Var, u32)> {
+        let rows = s.rows.map(|r| r.axis);
+        let lines =
+            order.iter().copied().find(|v| self.slides(*v) && Some(*v) != rows && self.free.contains(v));
+        let Some((lines, n)) = lines.and_then(|v| Some((v, self.a.extent(v).as_const()? as u32))) else {
+            return Vec::new();
+        };
+        if n < 2 * threads {
+            return Vec::new();
+        }
+        // blocks for threads to help one another out, but no short ones, whose first rows are read anew
+        let each = if n >= 8 * threads { 2 } else { 1 };
+        vec![(lines, n.div_ceil(each * threads))]
     }
 
     /// The column operand of the contraction depends on this axis.

@@ -551,3 +551,29 @@ fn single_batches_fill_no_lanes() {
     let schedule = b.check_on(&avx512()).remove(0);
     assert!(schedule.contains("cols i "), "{schedule}");
 }
+
+/// Windows over more columns than the first-level cache has room for go tile after tile of columns.
+#[test]
+fn columns_before_windows() {
+    let order = |channels: i64| {
+        let mut b = Build::new("depthwise");
+        let d = Dim::from;
+        let x = b.input("x", &[d(18), d(20), d(channels)]);
+        let (w, y) = (b.input("w", &[d(3), d(3), d(channels)]), b.output("y", &[d(16), d(18), d(channels)]));
+        let ((ai, i), (aj, j), (ac, c)) = (b.axis("i", 16), b.axis("j", 18), b.axis("c", channels));
+        let ((ar, r), (at, t)) = (b.axis("r", 3), b.axis("t", 3));
+        let near = b.read(x, &[&(i.clone() + r.clone()), &(j.clone() + t.clone()), &c]);
+        let weight = b.read(w, &[&r, &t, &c]);
+        let product = b.bin(BinaryOp::Mul, near, weight);
+        let sum = b.reduce(Monoid::Sum, &[&ar, &at], product);
+        b.store(&[], y, &[&i, &j, &c], sum);
+        b.domain(&[&ac, &ai, &aj]);
+        let schedule = b.check_on(&avx512()).remove(0);
+        let at = |axis: &str| schedule.rfind(&format!("{axis} by ")).expect(&schedule);
+        (at("c") < at("i"), schedule)
+    };
+    let (before, schedule) = order(512);
+    assert!(before, "{schedule}");
+    let (before, schedule) = order(48);
+    assert!(!before, "{schedule}");
+}
