@@ -45,6 +45,7 @@ run: program
 test: tests doctests program python-tests
 	scripts/digits.sh $(PROGRAM)
 	scripts/suite.sh --bin $(PROGRAM)
+	scripts/gpu-check --bin $(PROGRAM) --device ptx-interp --small --out target/gpu-check-small.json
 
 tests: setup
 	@scripts/ptxas.sh >/dev/null 2>&1 || echo "skipped: tests that assemble PTX need scripts/ptxas.sh"

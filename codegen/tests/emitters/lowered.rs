@@ -24,6 +24,10 @@ pub enum Operands {
     Special,
     /// Integers are 0 to 64: some are at the limits of indices.
     Limits,
+    /// Integers are below a limit, and the last element of each operand is the limit.
+    Edge(i64),
+    /// Floats are -3 to -1: a maximum that sees a zero is wrong.
+    Negative,
 }
 
 /// Every call of a kernel in a compiled module whose sizes are known from `sizes`, as a case with random operands.
@@ -45,8 +49,15 @@ pub fn kernel_cases(
 /// As [`kernel_cases`], each call with several kinds of operands, those included that make a check fail.
 pub fn hard_cases(module: Module, target: &TargetDesc, seed: u64) -> Result<Vec<Vec<Case>>, String> {
     let mut rng = Rng::new(seed);
-    let kinds = [Operands::Random, Operands::Small, Operands::Special, Operands::Limits];
-    let all = |call: &Call| kinds.into_iter().filter_map(|o| call.case(&mut rng, o)).collect();
+    let kinds = [Operands::Random, Operands::Small, Operands::Special, Operands::Limits, Operands::Negative];
+    let all = |call: &Call| {
+        let mut cases: Vec<Case> = kinds.into_iter().filter_map(|o| call.case(&mut rng, o)).collect();
+        // exactly the first index that does not fit
+        if let Some(limit) = cases.iter().map(|c| c.status).find(|s| s.0 != 0).map(|s| s.2) {
+            cases.extend(call.case(&mut rng, Operands::Edge(limit)));
+        }
+        cases
+    };
     Ok(calls(module, &[], target)?.iter().map(all).collect())
 }
 
@@ -150,11 +161,18 @@ fn places(lowered: &Lowered, args: &[BufferId], bytes: &[i64]) -> Vec<usize> {
 fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8> {
     let elems = bytes / dtype.bytes();
     let range = match kind {
-        Operands::Random => None,
+        Operands::Random | Operands::Negative => None,
         Operands::Small => Some((0, 2)),
         Operands::Special => Some((-1, 3)),
         Operands::Limits => Some((0, 64)),
+        Operands::Edge(limit) => Some((0, (limit - 1).max(0))),
     };
+    if let (Operands::Edge(limit), true, 1..) = (kind, dtype.is_int(), elems) {
+        let last = std::iter::once(limit);
+        let before = (1..elems).map(|_| rng.range(0, (limit - 1).max(0))).collect::<Vec<_>>();
+        let all = before.into_iter().chain(last);
+        return all.flat_map(|x| x.to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+    }
     if let Some((lo, hi)) = range.filter(|_| dtype.is_int()) {
         return (0..elems).flat_map(|_| rng.range(lo, hi).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
     }
@@ -166,6 +184,15 @@ fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8>
             let all = if rng.range(0, 15) == 0 { special.len() } else { 8 };
             special[rng.range(0, all as i64 - 1) as usize]
         };
+        return (0..elems)
+            .flat_map(|_| match dtype {
+                DType::F32 => (one(rng) as f32).to_le_bytes().to_vec(),
+                _ => one(rng).to_le_bytes().to_vec(),
+            })
+            .collect();
+    }
+    if kind == Operands::Negative && matches!(dtype, DType::F32 | DType::F64) {
+        let one = |rng: &mut Rng| -1.0 - rng.range(0, 1 << 20) as f64 / f64::from(1 << 19);
         return (0..elems)
             .flat_map(|_| match dtype {
                 DType::F32 => (one(rng) as f32).to_le_bytes().to_vec(),

@@ -18,10 +18,18 @@ fn kernel(body: &str) -> String {
 fn main() {
     let fma = "fma.rn.f32 %f1, %f2, %f3, %f1;\nfma.rn.f32 %f2, %f3, %f4, %f2;\n".repeat(8);
     let mixed = format!("ld.shared.f32 %f3, [%r2];\n{fma}");
+    let far = format!("ld.global.f32 %f3, [%rd1];\n{fma}");
+    let stores = format!("st.global.f32 [%rd1], %f1;\n{fma}");
+    let vectors = format!(
+        "st.shared.v4.f32 [%r2], {{%f1, %f2, %f3, %f4}};\nld.shared.v4.f32 {{%f5, %f6, %f7, %f8}}, [%r2];\n{fma}"
+    );
     for (what, body, checked) in [
         ("fma", &fma, true),
         ("16 fma per shared load, checks on", &mixed, true),
         ("16 fma per shared load, checks off", &mixed, false),
+        ("16 fma per global load, checks on", &far, true),
+        ("16 fma per global store, checks on", &stores, true),
+        ("16 fma per shared store and load of 16 bytes, checks on", &vectors, true),
     ] {
         let config = Config { races: checked, uninitialised: checked, counters: false, ..Config::default() };
         let mut best = f64::INFINITY;

@@ -112,6 +112,30 @@ pub fn independent(kernel: &Kernel) -> HashSet<u32> {
     instructions(kernel).filter(|i| !reads_memory(i) && !depends(i)).map(|i| i.line).collect()
 }
 
+/// Whether a difference in what the instruction on line `from` computes ends before it can matter. `differs` says of an
+/// instruction that [`independent`] names whether it computes anything else because of it. It ends where all who
+/// read a value that differs are such instructions themselves, up to some that compute the same all the same.
+pub fn ends(kernel: &Kernel, from: u32, mut differs: impl FnMut(u32) -> bool) -> bool {
+    let independent = independent(kernel);
+    let (mut todo, mut seen) = (vec![from], HashSet::from([from]));
+    while let Some(line) = todo.pop() {
+        if !independent.contains(&line) {
+            return false;
+        }
+        let values: HashSet<&str> =
+            instructions(kernel).filter(|i| i.line == line).flat_map(|i| results(i)).collect();
+        for reader in instructions(kernel).filter(|i| sources(i).iter().any(|s| values.contains(s))) {
+            if acts(reader) || !independent.contains(&reader.line) {
+                return false;
+            }
+            if seen.insert(reader.line) && differs(reader.line) {
+                todo.push(reader.line);
+            }
+        }
+    }
+    true
+}
+
 /// Lines of the `bar.warp.sync` that have another one beside them, in a straight line and with no access to memory in
 /// between: either of the two can go.
 pub fn doubled_syncs(kernel: &Kernel) -> HashSet<u32> {
@@ -173,6 +197,20 @@ mod tests {
         assert_eq!(lines(independent(&kernel(body))), [1, 2, 6, 9, 10]);
         let branch = format!("{body}@%p0 bra L;\nadd.s32 %r6, %r0, 1;\nL:\n");
         assert!(independent(&kernel(&branch)).is_empty());
+    }
+
+    #[test]
+    fn a_difference_ends_where_nobody_sees_it() {
+        let k = kernel(
+            "mov.u32 %r0, %tid.x;\nadd.s32 %r1, %r0, 9;\nsetp.lt.s32 %p0, %r1, 7;\n@%p0 bra L;\nadd.s32 %r2, %r0, 1;\n\
+             ld.param.u64 %d0, [a];\nst.global.u32 [%d0], %r2;\nL:\n",
+        );
+        let line = |n: u32| n + 8;
+        // beyond the limit either way
+        assert!(ends(&k, line(2), |l| l != line(3)));
+        assert!(!ends(&k, line(2), |_| true));
+        // stored
+        assert!(!ends(&k, line(5), |_| false));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::decode::op::*;
 use crate::fault::{At, FaultKind, at};
 use crate::mem::How;
 use crate::mem::global::resolve;
+use crate::mem::shared::SharedMem;
 use crate::num::formats::{BF16, F16, Round};
 use crate::num::lanes::*;
 use crate::syntax::types::{Space, Ty};
@@ -23,6 +24,34 @@ struct Lane {
     bytes: u32,
     line: u32,
     strong: bool,
+}
+
+/// A store of many lanes.
+struct Many<'a> {
+    addresses: &'a L64,
+    active: u32,
+    line: u32,
+    words: &'a Words,
+}
+
+/// Loads of all lanes at once; false where that cannot be, or something is wrong.
+fn load_shared<const N: usize>(
+    shared: &mut SharedMem,
+    w: &Warp,
+    addresses: &L64,
+    active: u32,
+    words: &mut Words,
+) -> bool {
+    if !shared.read_lanes::<N>(&w.clock, addresses, active) {
+        return false;
+    }
+    for lane in lanes_of(active) {
+        let mut all = [0; 16];
+        all[..N].copy_from_slice(&shared.data[addresses[lane] as usize..][..N]);
+        words[lane] =
+            all.as_chunks::<4>().0.try_into().map_or([0; 4], |w: [[u8; 4]; 4]| w.map(u32::from_le_bytes));
+    }
+    true
 }
 
 impl Machine<'_> {
@@ -90,6 +119,20 @@ impl Machine<'_> {
             }
             distribute(w, a, &words, active);
             return Ok(Flow::Next);
+        }
+        if !strong && a.space == Space::Shared {
+            let shared = &mut env.shared;
+            let done = match bytes {
+                1 => load_shared::<1>(shared, w, &addresses, active, &mut words),
+                2 => load_shared::<2>(shared, w, &addresses, active, &mut words),
+                4 => load_shared::<4>(shared, w, &addresses, active, &mut words),
+                8 => load_shared::<8>(shared, w, &addresses, active, &mut words),
+                _ => load_shared::<16>(shared, w, &addresses, active, &mut words),
+            };
+            if done {
+                distribute(w, a, &words, active);
+                return Ok(Flow::Next);
+            }
         }
         for lane in lanes_of(active) {
             let l = Lane { lane, address: addresses[lane], bytes, line, strong };
@@ -161,6 +204,20 @@ impl Machine<'_> {
         let strong = a.sem != Sem::Weak;
         let addresses = self.addresses(w, a.addr, active)?;
         self.count(a.space, &addresses, bytes, active, false);
+        if !strong && matches!(a.space, Space::Global | Space::Shared) {
+            let words = collect(w, a, active);
+            let many = Many { addresses: &addresses, active, line, words: &words };
+            let done = match bytes {
+                1 => self.store_lanes::<1>(w, env, a.space, &many),
+                2 => self.store_lanes::<2>(w, env, a.space, &many),
+                4 => self.store_lanes::<4>(w, env, a.space, &many),
+                8 => self.store_lanes::<8>(w, env, a.space, &many),
+                _ => self.store_lanes::<16>(w, env, a.space, &many),
+            };
+            if done {
+                return Ok(());
+            }
+        }
         let width = a.ty.bytes() as usize;
         for lane in lanes_of(active) {
             let mut data = [0u8; 16];
@@ -171,6 +228,17 @@ impl Machine<'_> {
             self.store_lane(w, env, a, l, &data[..bytes as usize])?;
         }
         Ok(())
+    }
+
+    /// All lanes at once; false where that cannot be, or something is wrong.
+    fn store_lanes<const N: usize>(&mut self, w: &Warp, env: &mut Env, space: Space, many: &Many) -> bool {
+        let (at, active, line, equal) = (many.addresses, many.active, many.line, self.config.equal_writes);
+        if space == Space::Shared {
+            return env.shared.write_lanes::<N>(&w.clock, at, active, line, equal, many.words);
+        }
+        self.span(at, N as u32, active).is_some_and(|(range, i)| {
+            self.mem.write_lanes::<N>(&w.clock, i, at, range, active, line, equal, many.words)
+        })
     }
 
     fn store_lane(&mut self, w: &mut Warp, env: &mut Env, a: &Access, l: Lane, data: &[u8]) -> At<()> {
@@ -486,6 +554,30 @@ fn to_words(bytes: &[u8]) -> [u32; 4] {
 }
 
 /// Loaded words to registers, extended as the type says (§9.4.1: a destination may be wider).
+/// What the lanes of `active` store: the elements one after the other.
+fn collect(w: &Warp, a: &Access, active: u32) -> Words {
+    let mut words: Words = [[0; 4]; 32];
+    let bits = a.ty.bits();
+    for (i, r) in a.regs[..a.n as usize].iter().enumerate() {
+        if let (Slot::R32(s), 32) = (r, bits) {
+            for (to, x) in words.iter_mut().zip(&w.r32[*s as usize]) {
+                to[i] = *x;
+            }
+            continue;
+        }
+        for l in lanes_of(active) {
+            let v = w.value(*r, l);
+            match bits {
+                64 => (words[l][2 * i], words[l][2 * i + 1]) = (v as u32, (v >> 32) as u32),
+                32 => words[l][i] = v as u32,
+                16 => words[l][i / 2] |= (v as u32 & 0xffff) << (16 * (i & 1)),
+                _ => words[l][i / 4] |= (v as u32 & 0xff) << (8 * (i & 3)),
+            }
+        }
+    }
+    words
+}
+
 fn distribute(w: &mut Warp, a: &Access, words: &Words, active: u32) {
     let bits = a.ty.bits();
     for (i, r) in a.regs[..a.n as usize].iter().enumerate() {

@@ -138,10 +138,25 @@ impl WarpClock {
     /// Whether `lane` knows what all lanes of `warp` did up to `epoch`.
     pub fn knows_warp(&self, lane: u32, warp: u32, epoch: u32) -> bool {
         if warp == self.warp {
+            if self.matrix.is_none() {
+                return self.synced >= epoch;
+            }
             (0..32).all(|k| k == lane || self.of_lane(lane, k) >= epoch)
         } else {
             self.clock(lane).warp(warp) >= epoch
         }
+    }
+
+    /// No lane knows more of other warps, or of its own, than the others do.
+    #[inline(always)]
+    pub fn is_common(&self) -> bool {
+        self.per_lane.is_none() && self.matrix.is_none()
+    }
+
+    /// Where the clock is common: all lanes know each other's accesses up to `epoch`.
+    #[inline(always)]
+    pub fn is_synced(&self, epoch: u32) -> bool {
+        self.synced >= epoch
     }
 
     /// What `lane` knows of each warp of its block.

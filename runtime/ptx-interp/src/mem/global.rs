@@ -1,7 +1,7 @@
 //! Device memory: allocations with red zones between them, and who read and wrote them in this launch.
 
 use super::clock::{Clock, WarpClock};
-use super::{How, Write, window};
+use super::{How, Write, first_bytes, window};
 use crate::fault::{At, Conflict, FaultKind, at};
 use crate::num::lanes::{L64, lanes_of};
 use crate::syntax::types::Space;
@@ -394,6 +394,55 @@ impl DeviceMemory {
             *a.shadow.write_mut(cell) = new;
         }
         Ok(())
+    }
+
+    /// Plain writes of `words` by the lanes of `active` between `lo` and `end`, aligned and inside allocation `i`: what
+    /// [`DeviceMemory::on_write`] and the write itself do for each of them. False where that cannot be done at once, or
+    /// something is wrong: some lanes may have written then, as they will again.
+    #[allow(clippy::too_many_arguments, reason = "who writes what: each call differs in all of them")]
+    pub(crate) fn write_lanes<const N: usize>(
+        &mut self,
+        clock: &WarpClock,
+        i: usize,
+        addresses: &L64,
+        (lo, end): (u64, u64),
+        active: u32,
+        line: u32,
+        equal: bool,
+        words: &[[u32; 4]; 32],
+    ) -> bool {
+        let (base, races, a) = (self.base, self.races, &mut self.allocations[i]);
+        let shift = a.shadow.shift;
+        let (first, last) = ((lo - a.base) as usize >> shift, (end - 1 - a.base) as usize >> shift);
+        if a.read_only || races && (N < 1 << shift || first / PAGE != last / PAGE) {
+            return false;
+        }
+        let number = first / PAGE;
+        let start = a.base;
+        for lane in lanes_of(active) {
+            let at = (addresses[lane] - start) as usize;
+            let data = first_bytes::<N>(&words[lane]);
+            if races {
+                let how = How::of(false, equal && a.data[at..][..N] == data);
+                let (lane, cell, cells) = (lane as u32, (at >> shift) % PAGE, N >> shift);
+                let new = Write::new(clock.warp * 32 + lane, clock.epoch, line, how);
+                let reads = a.shadow.reads.get(number).and_then(Option::as_ref);
+                if let Some(reads) = reads {
+                    let unknown = |r: &u64| self.sets.unknown(*r, base, clock, lane).is_some();
+                    if reads[cell..cell + cells].iter().any(unknown) {
+                        return false;
+                    }
+                }
+                for w in &mut whole_page(&mut a.shadow.writes, number)[cell..cell + cells] {
+                    if w.epoch > base && !(how.meets(*w) || clock.knows(lane, w.thread, w.epoch)) {
+                        return false;
+                    }
+                    *w = new;
+                }
+            }
+            a.data[at..][..N].copy_from_slice(&data);
+        }
+        true
     }
 
     /// A strong write (`replace`) or read-modify-write publishes `clock`, if there is something to publish.

@@ -44,6 +44,13 @@ impl How {
     }
 }
 
+/// The first `N` bytes of four words.
+#[inline(always)]
+pub(crate) fn first_bytes<const N: usize>(words: &[u32; 4]) -> [u8; N] {
+    let raw = words.map(u32::to_le_bytes);
+    std::array::from_fn(|i| raw.as_flattened()[i])
+}
+
 impl Write {
     pub fn new(thread: u32, epoch: u32, line: u32, how: How) -> Write {
         Write { thread, epoch, info: line << 1 | u32::from(how == How::Strong) }

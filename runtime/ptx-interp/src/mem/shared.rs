@@ -1,8 +1,9 @@
 //! The shared memory of a block, with the state of every byte (PTX ISA §5.1.7).
 
 use super::clock::WarpClock;
-use super::{How, Write};
+use super::{How, Write, first_bytes};
 use crate::fault::{Conflict, FaultKind};
+use crate::num::lanes::{L64, lanes_of};
 use crate::syntax::types::Space;
 
 type Res<T> = Result<T, FaultKind>;
@@ -135,6 +136,90 @@ impl SharedMem {
             }
         }
         Ok(())
+    }
+
+    /// Plain reads by the lanes of `active`: what [`SharedMem::check`] and [`SharedMem::on_read`] do for each, at once.
+    /// False where that cannot be, or something is wrong: then lane by lane tells what.
+    #[inline(always)]
+    pub fn read_lanes<const N: usize>(&mut self, clock: &WarpClock, addresses: &L64, active: u32) -> bool {
+        let Some(same) = self.fits(addresses, active, N as u32) else { return false };
+        let warp = (clock.warp - self.first_warp) as usize;
+        let epoch = (clock.epoch - self.base) << 6;
+        let several = same && clock.is_common() && active.count_ones() > 1;
+        let lanes = if several { active & active.wrapping_neg() } else { active };
+        for lane in lanes_of(lanes) {
+            let at = addresses[lane] as usize;
+            if self.uninitialised && !self.written[at..][..N].iter().fold(true, |all, w| all & w) {
+                return false;
+            }
+            if !self.races {
+                continue;
+            }
+            let mine = epoch | lane as u32;
+            for cell in at >> self.shift..(at + N) >> self.shift {
+                let w = self.writes[cell];
+                // a lane knows of its own writes, whatever the others know
+                let own = several && w.thread >> 5 == clock.warp && !clock.is_synced(w.epoch);
+                if w.epoch > 0 && (own || !clock.knows(lane as u32, w.thread, w.epoch)) {
+                    return false;
+                }
+                let r = &mut self.reads[cell * self.warps + warp];
+                let shared = several || *r >> 6 == mine >> 6 && *r != mine;
+                *r = if shared { epoch | SEVERAL } else { mine };
+            }
+        }
+        true
+    }
+
+    /// Plain writes of `words` likewise; where it answers false, some lanes may have written already, as they will again.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "who writes what: each call differs in all of them")]
+    pub fn write_lanes<const N: usize>(
+        &mut self,
+        clock: &WarpClock,
+        addresses: &L64,
+        active: u32,
+        line: u32,
+        equal: bool,
+        words: &[[u32; 4]; 32],
+    ) -> bool {
+        if self.fits(addresses, active, N as u32).is_none() {
+            return false;
+        }
+        for lane in lanes_of(active) {
+            let at = addresses[lane] as usize;
+            let data = first_bytes::<N>(&words[lane]);
+            if self.races {
+                let how = How::of(false, equal && self.data[at..][..N] == data);
+                if self.check_write(clock, lane as u32, at, N as u32, how).is_err() {
+                    return false;
+                }
+                let w = Write::new(clock.warp * 32 + lane as u32, clock.epoch, line, how);
+                self.writes[at >> self.shift..(at + N) >> self.shift].fill(w);
+            }
+            if self.uninitialised {
+                self.written[at..][..N].fill(true);
+            }
+            self.data[at..][..N].copy_from_slice(&data);
+        }
+        true
+    }
+
+    /// Whether accesses of `bytes` are aligned, in bounds, of whole cells and of nothing that is still to arrive; and if
+    /// so, whether all lanes mean the same place.
+    #[inline(always)]
+    fn fits(&self, addresses: &L64, active: u32, bytes: u32) -> Option<bool> {
+        if self.in_flight > 0 || bytes < 1 << self.shift {
+            return None;
+        }
+        let first = addresses[active.trailing_zeros() as usize % 32];
+        let (mut all, mut most, mut same) = (0, 0, true);
+        for lane in lanes_of(active) {
+            let a = addresses[lane];
+            (all, most, same) = (all | a, a.max(most), same & (a == first));
+        }
+        let end = most.checked_add(bytes.into())?;
+        (all & (u64::from(bytes) - 1) == 0 && end <= self.data.len() as u64).then_some(same)
     }
 
     fn check_write(&mut self, clock: &WarpClock, lane: u32, at: usize, bytes: u32, how: How) -> Res<()> {
