@@ -7,7 +7,7 @@ use crate::driver::{CompileOptions, Error};
 use clap::Args;
 use ir::DType;
 use ir::testing::{Options, random_graph};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,9 @@ pub(super) struct FuzzGraphsArgs {
     /// Print what each refused graph was refused for
     #[arg(long)]
     refusals: bool,
+    /// Print which types each primitive was met with (of its first operand, or of its result)
+    #[arg(long)]
+    coverage: bool,
 }
 
 /// The kinds of graphs, in turn.
@@ -85,8 +88,10 @@ pub(super) fn fuzz_graphs(args: &FuzzGraphsArgs) -> Result<Outcome, Error> {
     let mut refusals: BTreeMap<String, u64> = BTreeMap::new();
     let mut seen: Vec<(Road, Fault)> = Vec::new();
     let began = Instant::now();
+    let mut met: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for seed in args.seed..args.seed.saturating_add(args.count) {
         let repro = Repro::of_case(&random_graph(seed, &style(seed)));
+        types_of_prims(&repro.module.graph, &mut met);
         let bounds = match repro.reference(false) {
             Ok(bounds) => bounds,
             Err(e) => {
@@ -125,7 +130,22 @@ pub(super) fn fuzz_graphs(args: &FuzzGraphsArgs) -> Result<Outcome, Error> {
     if args.refusals {
         refusals.iter().for_each(|(why, n)| println!("refused {n}: {why}"));
     }
+    if args.coverage {
+        for (prim, types) in &met {
+            println!("{prim}: {}", types.iter().copied().collect::<Vec<_>>().join(" "));
+        }
+    }
     Ok(if tallies.values().all(|t| t.wrong == 0) { Outcome::Good } else { Outcome::Failed })
+}
+
+/// Adds the types that the primitives of a graph, and of the graphs in it, work on.
+fn types_of_prims(g: &ir::Graph, met: &mut BTreeMap<&'static str, BTreeSet<&'static str>>) {
+    for (_, op) in g.ops() {
+        if let Some(&v) = op.operands.first().or(op.results.first()) {
+            met.entry(op.prim.name()).or_default().insert(g[v].ty.dtype.name());
+        }
+        op.regions.iter().for_each(|r| types_of_prims(r, met));
+    }
 }
 
 /// Makes the failure small, prints it and writes it.

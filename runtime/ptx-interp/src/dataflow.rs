@@ -112,6 +112,36 @@ pub fn independent(kernel: &Kernel) -> HashSet<u32> {
     instructions(kernel).filter(|i| !reads_memory(i) && !depends(i)).map(|i| i.line).collect()
 }
 
+/// Lines of sums that are taken only where an operand is NaN: between `setp.nan p, a, b` and `selp d, sum, other, p`, and
+/// read by nobody else. Whatever a sum or a difference is elsewhere, there it is NaN.
+pub fn sums_of_nan(kernel: &Kernel) -> HashSet<u32> {
+    let all: Vec<&Inst> = instructions(kernel).collect();
+    let mut out = HashSet::new();
+    for w in all.windows(3) {
+        let [test, sum, choice] = w else { continue };
+        let ([p, a, b], [d, x, y], [_, taken, _, by]) =
+            (&test.operands[..], &sum.operands[..], &choice.operands[..])
+        else {
+            continue;
+        };
+        let plain = w.iter().all(|i| i.guard.is_none());
+        let named = test.opcode[0] == "setp"
+            && test.opcode.iter().any(|m| m == "nan")
+            && matches!(sum.opcode[0].as_str(), "add" | "sub")
+            && choice.opcode[0] == "selp";
+        let one = |d: &Operand| {
+            let mut name = Vec::new();
+            names(Some(d), &mut name);
+            let readers = all.iter().filter(|i| sources(i).iter().any(|s| name.contains(s)));
+            readers.count() == 1
+        };
+        if plain && named && (a, b) == (x, y) && taken == d && by == p && one(d) {
+            out.insert(sum.line);
+        }
+    }
+    out
+}
+
 /// Whether a difference in what the instruction on line `from` computes ends before it can matter. `differs` says of an
 /// instruction that [`independent`] names whether it computes anything else because of it. It ends where all who
 /// read a value that differs are such instructions themselves, up to some that compute the same all the same.
@@ -211,6 +241,14 @@ mod tests {
         assert!(!ends(&k, line(2), |_| true));
         // stored
         assert!(!ends(&k, line(5), |_| false));
+    }
+
+    #[test]
+    fn sums_that_are_only_taken_for_nan() {
+        let triple = "setp.nan.f64 %p0, %f0, %f1;\nadd.rn.f64 %f2, %f0, %f1;\nselp.f64 %f3, %f2, %f0, %p0;\n";
+        assert_eq!(lines(sums_of_nan(&kernel(triple))), [2]);
+        assert!(sums_of_nan(&kernel(&format!("{triple}neg.f64 %f4, %f2;\n"))).is_empty());
+        assert!(sums_of_nan(&kernel(&triple.replace("%f2, %f0, %p0", "%f0, %f2, %p0"))).is_empty());
     }
 
     #[test]
