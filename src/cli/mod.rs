@@ -112,6 +112,27 @@ struct CompileArgs {
     /// Take so many decisions of a class and no more (`simplify=12`, `fusions=0`), to see what `bisect` saw
     #[arg(long = "limit", value_name = "CLASS=N", value_parser = parse_limit, hide_short_help = true)]
     limits: Vec<(String, u64)>,
+    /// A fault that the compiler gets, for `bisect` to find
+    #[cfg(feature = "planted-faults")]
+    #[arg(long, hide = true, value_parser = parse_plant)]
+    plant: Option<Plant>,
+}
+
+/// A fault of the passes, or (`None`) the wrong expansion of `erf`.
+#[cfg(feature = "planted-faults")]
+#[derive(Clone, Copy)]
+struct Plant(Option<passes::planted::Fault>);
+
+#[cfg(feature = "planted-faults")]
+fn parse_plant(s: &str) -> Result<Plant, String> {
+    if s == "erf" {
+        return Ok(Plant(None));
+    }
+    let name = |f: &passes::planted::Fault| format!("{f:?}").to_lowercase();
+    let all = passes::planted::Fault::ALL;
+    let known = || all.iter().map(name).collect::<Vec<_>>().join(", ");
+    let found = all.iter().find(|f| name(f) == s);
+    found.map(|f| Plant(Some(*f))).ok_or_else(|| format!("expected erf, {}", known()))
 }
 
 /// Schedules of a database.
@@ -155,6 +176,10 @@ impl CompileArgs {
             math: self.math,
             tuned: self.schedules(),
             decisions: self.limits.iter().fold(Limits::default(), |l, (class, n)| l.with(class, *n)),
+            #[cfg(feature = "planted-faults")]
+            planted: self.plant.and_then(|p| p.0),
+            #[cfg(feature = "planted-faults")]
+            wrong_erf: self.plant.is_some_and(|p| p.0.is_none()),
             ..Default::default()
         }
     }

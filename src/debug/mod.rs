@@ -4,6 +4,7 @@
 pub mod bisect;
 pub mod levels;
 pub mod ort;
+mod ort_limits;
 pub mod repro;
 pub mod roads;
 pub mod shrink;
@@ -11,6 +12,7 @@ pub mod stages;
 mod tolerance;
 
 pub use bisect::{Finding, bisect};
+pub use ort_limits::known_difference;
 pub use repro::Repro;
 pub use roads::{Fault, Road, Roads};
 pub use tolerance::{judge, tolerance, tolerance_of};

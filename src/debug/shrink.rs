@@ -6,7 +6,7 @@
 
 use super::Repro;
 use ir::graph::Def;
-use ir::{Atom, ConstSource, Dim, Graph, Module, Op, Prim, Tensor, ValueId};
+use ir::{Atom, ConstId, ConstSource, Dim, Graph, Module, Op, Prim, Tensor, ValueId};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -152,7 +152,26 @@ fn rebuild_with(
     let mut module = r.module.clone();
     module.output_names = (0..outputs.len()).map(|i| format!("out{i}")).collect();
     module.graph = new;
+    drop_consts(&mut module);
     Some(Repro { module, sets })
+}
+
+/// Drops the constants that nothing reads any more.
+fn drop_consts(m: &mut Module) {
+    fn renumber(g: &mut Graph, new: &mut HashMap<ConstId, ConstId>) {
+        for id in g.order.clone() {
+            if let Prim::Const(c) = &mut g[id].prim {
+                let next = ConstId(new.len() as u32);
+                *c = *new.entry(*c).or_insert(next);
+            }
+            g[id].regions.iter_mut().for_each(|r| renumber(r, new));
+        }
+    }
+    let mut new = HashMap::new();
+    renumber(&mut m.graph, &mut new);
+    let mut order: Vec<(ConstId, ConstId)> = new.into_iter().map(|(old, new)| (new, old)).collect();
+    order.sort_unstable_by_key(|(new, _)| new.0);
+    m.consts = order.iter().map(|(_, old)| m.consts[old.0 as usize].clone()).collect();
 }
 
 // ---- steps -------------------------------------------------------------------------------------
