@@ -4,7 +4,7 @@
 use crate::Fault;
 use crate::error::Emit;
 use ir::dim::{Atom, NoFacts};
-use ir::loops::{Form, Func, Level, Space, Stmt};
+use ir::loops::{Block, Form, Func, Level, Space, Stmt};
 use ir::{Dim, Sym};
 
 /// Local arrays begin at multiples of this, in bytes.
@@ -15,12 +15,15 @@ pub fn scratch_bytes(func: &Func) -> Dim {
     local_offsets(func).1
 }
 
-/// Byte offset of each local array in the scratch memory, and the end of the last.
+/// Byte offset of each local array in the scratch memory, and the end of the last. What blocks share is elsewhere.
 pub(crate) fn local_offsets(func: &Func) -> (Vec<Dim>, Dim) {
     let mut at = Dim::from(0);
     let mut offsets = Vec::with_capacity(func.locals.len());
     for local in &func.locals {
         offsets.push(at.clone());
+        if local.space == Space::Shared {
+            continue;
+        }
         let bytes = local.elems.clone() * Dim::from(local.dtype.bytes());
         at = at + bytes.ceil_div(&Dim::from(LOCAL_ALIGN), &NoFacts) * Dim::from(LOCAL_ALIGN);
     }
@@ -114,19 +117,41 @@ pub(crate) fn check_entry(func: &Func) -> Emit<()> {
     if let Some(local) = func.locals.iter().find(|l| l.space != Space::Scratch) {
         return Err(Fault::unsupported(format!("local arrays in {:?} memory", local.space)));
     }
-    let Some((last, before)) = func.body.stmts.split_last() else {
+    check_flow(&parallel_loop(&func.body, Level::Thread)?.stmts)
+}
+
+/// True where the iterations of a function are those of blocks of warps.
+pub(crate) fn of_blocks(func: &Func) -> bool {
+    func.body.stmts.iter().any(|s| matches!(s, Stmt::For { parallel: Some(Level::Grid), .. }))
+}
+
+/// As [`check_entry`], of a function over blocks: a loop over the grid, and in it one over the warps of a block.
+pub(crate) fn check_entry_of_blocks(func: &Func) -> Emit<()> {
+    if func.form != Form::Machine {
+        return Err(Fault::invalid("the function is in tile form"));
+    }
+    if func.locals.iter().any(|l| l.space != Space::Shared || l.elems.as_const().is_none()) {
+        return Err(Fault::unsupported("arrays of blocks but shared ones of known size"));
+    }
+    let block = parallel_loop(&func.body, Level::Grid)?;
+    check_flow(&parallel_loop(block, Level::Warp)?.stmts)
+}
+
+/// The body of the plain parallel loop that a block consists of, definitions aside.
+fn parallel_loop(block: &Block, level: Level) -> Emit<&Block> {
+    let Some((last, before)) = block.stmts.split_last() else {
         return Err(Fault::invalid("an empty function"));
     };
-    if !before.iter().all(|s| matches!(s, Stmt::Let { .. })) || !func.body.yields.is_empty() {
+    if !before.iter().all(|s| matches!(s, Stmt::Let { .. })) || !block.yields.is_empty() {
         return Err(Fault::invalid("more than definitions in front of the parallel loop"));
     }
     match last {
-        Stmt::For { parallel: Some(Level::Thread), step: 1, carries, results, body, .. }
-            if carries.is_empty() && results.is_empty() && body.yields.is_empty() =>
+        Stmt::For { parallel: Some(l), step: 1, carries, results, body, .. }
+            if *l == level && carries.is_empty() && results.is_empty() && body.yields.is_empty() =>
         {
-            check_flow(&body.stmts)
+            Ok(body)
         }
-        _ => Err(Fault::invalid("the last statement is no plain parallel loop over threads")),
+        _ => Err(Fault::invalid(format!("the last statement is no plain parallel loop over {level:?}"))),
     }
 }
 

@@ -38,6 +38,8 @@ pub struct CompiledFunc {
     pub symbol: String,
     /// Threads of a block; 0 for the host.
     pub block: u32,
+    /// Iterations that a block works on at once; 0 for the host.
+    pub at_once: u32,
 }
 
 /// An emitter of machine code for this host.

@@ -4,8 +4,10 @@
 //! products. Emitted like that, a product tile of 14 x 2 accumulators wants 14 broadcast registers at once, and spills.
 //! Here every value moves down to its first use, so that a block computes one result after the other and what is
 //! loaded for it dies at once. The processor's out-of-order window finds the parallelism again.
+//! Where the warps of a block meet, or one of them is about to write what all read, everything is computed that was written
+//! before, in the order it was written: else what was read there would stay in registers until its result is asked for.
 
-use ir::loops::{Block, Func, Inst, Mem, PipeOp, Stmt, Val};
+use ir::loops::{Addr, Block, Func, Inst, Mem, PipeOp, Space, Stmt, Val};
 use std::collections::BTreeMap;
 
 /// `func` with each block in order of demand.
@@ -13,7 +15,8 @@ pub(crate) fn by_demand(func: &Func) -> Func {
     let mut func = func.clone();
     let constants = constants(&func);
     let body = std::mem::take(&mut func.body);
-    func.body = Scheduler { constants: &constants }.block(body);
+    let shared = func.locals.iter().map(|l| l.space == Space::Shared).collect();
+    func.body = Scheduler { constants: &constants, shared }.block(body);
     func
 }
 
@@ -38,6 +41,8 @@ fn constants(func: &Func) -> Vec<bool> {
 
 struct Scheduler<'a> {
     constants: &'a [bool],
+    /// By local array.
+    shared: Vec<bool>,
 }
 
 /// Definitions that nobody has asked for yet, in the order they were written.
@@ -98,7 +103,7 @@ impl Scheduler<'_> {
                 pending.insert(place, val, inst);
                 continue;
             }
-            if !stmt.blocks().is_empty() {
+            if !stmt.blocks().is_empty() || self.meets(&stmt) {
                 // Operands must not stay alive during a loop in place of the one result they make.
                 pending.demand_where(|inst| self.operands(inst) > 1, &mut out);
             }
@@ -134,6 +139,17 @@ impl Scheduler<'_> {
                 Stmt::If { cond, then: self.block(then), otherwise: self.block(otherwise), results }
             }
             other => other,
+        }
+    }
+
+    /// Warps meet, or write what others read.
+    fn meets(&self, stmt: &Stmt) -> bool {
+        match stmt {
+            Stmt::Barrier(_) => true,
+            Stmt::Store { addr: Addr { mem: Mem::Local(i), .. }, .. } => {
+                self.shared.get(*i as usize).copied().unwrap_or(false)
+            }
+            _ => false,
         }
     }
 

@@ -96,7 +96,7 @@ pub fn build(
             let object = store?.get(key.as_bytes())?;
             // whoever stored it may have been wrong about it
             crate::object_check::check_self_contained(&object).ok()?;
-            Some(CompiledFunc { object, symbol: symbol(key), block: 0 })
+            Some(CompiledFunc { object, symbol: symbol(key), block: 0, at_once: 0 })
         })
         .collect();
     let missing: Vec<usize> = (0..unique.len()).filter(|&i| compiled[i].is_none()).collect();
@@ -138,6 +138,7 @@ pub fn build(
                 ns_per_iter: v.func.launch.ns_per_iter,
                 scratch: size(&crate::scratch_bytes(&v.func))?,
                 block: slot.map_or(0, |s| compiled[s].block),
+                at_once: slot.map_or(0, |s| compiled[s].at_once),
             });
         }
         let writes = k.kernel.operands().map(|b| b.access != ir::kernel::Access::Read).collect();

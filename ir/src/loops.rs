@@ -5,6 +5,11 @@
 //! math functions are expanded and narrow types live in wide registers. Emitters accept machine form
 //! only and translate it one to one. The meaning of a function is sequential: erase parallel levels,
 //! pipes and barriers and nothing changes.
+//!
+//! **Blocks of warps (GPU).** Where the parallel loop is one of [`Level::Grid`], an iteration is the work of a block of threads,
+//! and tiles are those of the whole block: their elements lie across warps, lanes and registers, which
+//! legalisation decides. In machine form a loop of [`Level::Warp`] inside of it is run by all warps at once, so
+//! barriers count there: between two of them warps go in any order.
 
 use crate::dtype::Scalar;
 use crate::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
@@ -58,7 +63,7 @@ pub enum Level {
 pub enum Space {
     /// Operands.
     Global,
-    /// On-chip memory of a block (GPU).
+    /// On-chip memory of a block (GPU): one array for all its warps.
     Shared,
     /// Private to one iteration of the parallel loop; lies in the thread's scratch area on a CPU.
     Scratch,
@@ -83,7 +88,8 @@ pub enum Stride {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Addr {
     pub mem: Mem,
-    /// i64 scalar, in elements.
+    /// i64 scalar, in elements. Where an iteration is a block's: in tile form also R x 1, a place for each row (`row`
+    /// is then 0); in machine form also a vector, a place for each lane (`row`, `col` are then 0).
     pub index: Val,
     /// Constant displacement in elements.
     pub disp: i64,
@@ -91,7 +97,8 @@ pub struct Addr {
     pub col: Stride,
     /// Only the first `n` columns are accessed (i64 scalar, clamped to `0..=cols`); others read as 0.
     pub cols_valid: Option<Val>,
-    /// Bytes to which `index + disp` and the row stride are aligned; element size where unknown.
+    /// Bytes to which `index + disp`, and of a tile with several columns the row stride, are aligned; element size
+    /// where unknown.
     pub align: u32,
 }
 
@@ -210,6 +217,7 @@ pub enum Stmt {
         mem: Mem,
         index: Val,
     },
+    /// All units of a level meet: `Barrier(Warp)` all warps of a block.
     Barrier(Level),
     Pipe(PipeOp),
     /// Where `ok` (bool scalar) is false, reports the first such error to the status word:
@@ -252,7 +260,8 @@ pub struct Launch {
     pub trip: Dim,
     /// Estimated nanoseconds of one iteration on one core: small launches stay on one thread.
     pub ns_per_iter: f64,
-    /// GPU: blocks, blocks per cluster, threads per block, bytes of shared memory.
+    /// GPU: blocks, blocks per cluster, threads per block, bytes of shared memory. Where the parallel loop is one of
+    /// [`Level::Grid`], `block` says how many threads compute an iteration.
     pub grid: Vec<Dim>,
     pub cluster: [u32; 3],
     pub block: [u32; 3],

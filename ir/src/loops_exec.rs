@@ -1,6 +1,6 @@
 //! A plain interpreter of loop IR, both forms: it tells a wrong schedule from a wrong emitter.
 //!
-//! Its meaning is sequential. Every access is checked against the memory it names. Element types are rounded after
+//! Its meaning is sequential; of a block's warps, which meet at barriers, each goes from one to the next alone. Every access is checked against the memory it names. Element types are rounded after
 //! every operation, so that narrow floats may differ from compiled code, which keeps them wide.
 
 use crate::dtype::Scalar;
@@ -140,11 +140,14 @@ impl Machine<'_> {
             Stmt::For { var, lo, hi, step, carries, results, body, parallel } => {
                 let (inside, inits): (Vec<_>, Vec<_>) = carries.iter().copied().unzip();
                 let (mut i, hi) = match parallel {
-                    Some(Level::Thread) => self.range,
+                    Some(Level::Thread | Level::Grid) => self.range,
                     _ => (self.int(*lo)?, self.int(*hi)?),
                 };
                 if *step <= 0 {
                     return self.fail("a loop with a step that is not positive");
+                }
+                if *parallel == Some(Level::Warp) {
+                    return self.warps(*var, i..hi, body);
                 }
                 self.copy(&inside, &inits)?;
                 while i < hi {
@@ -218,6 +221,66 @@ impl Machine<'_> {
         Ok(())
     }
 
+    // ---- warps of a block -------------------------------------------------------------------
+
+    /// The body of a loop over warps, which all run at once.
+    fn warps(&mut self, var: Val, numbers: std::ops::Range<i64>, body: &Block) -> Result<()> {
+        let mut warps = Vec::new();
+        for w in numbers {
+            self.set(var, vec![Scalar::Int(w.into())])?;
+            warps.push(self.vals.clone());
+        }
+        self.together(body, &mut warps)
+    }
+
+    /// A block of which every warp does each piece between barriers alone.
+    fn together(&mut self, block: &Block, warps: &mut [Vec<Vec<Scalar>>]) -> Result<()> {
+        for stmt in &block.stmts {
+            if !meets(stmt) {
+                self.each(warps, &mut |m| m.stmt(stmt))?;
+                continue;
+            }
+            let Stmt::For { var, lo, hi, step, carries, results, body, parallel: None } = stmt else {
+                if matches!(stmt, Stmt::Barrier(_)) {
+                    continue;
+                }
+                return self.fail("warps meet where not all of them need come");
+            };
+            let mut bounds = Vec::new();
+            self.each(warps, &mut |m| {
+                bounds.push((m.int(*lo)?, m.int(*hi)?));
+                Ok(())
+            })?;
+            bounds.dedup();
+            let [(lo, hi)] = bounds[..] else { return self.fail("warps meet in loops of different length") };
+            let (inside, inits): (Vec<_>, Vec<_>) = carries.iter().copied().unzip();
+            self.each(warps, &mut |m| m.copy(&inside, &inits))?;
+            let mut i = lo;
+            while i < hi {
+                self.each(warps, &mut |m| m.set(*var, vec![Scalar::Int(i.into())]))?;
+                self.together(body, warps)?;
+                self.each(warps, &mut |m| m.copy(&inside, &body.yields))?;
+                i = i.saturating_add((*step).max(1));
+            }
+            self.each(warps, &mut |m| m.copy(results, &inside))?;
+        }
+        Ok(())
+    }
+
+    /// Does something with the values of one warp after the other.
+    fn each(
+        &mut self,
+        warps: &mut [Vec<Vec<Scalar>>],
+        f: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        warps.iter_mut().try_for_each(|vals| {
+            std::mem::swap(&mut self.vals, vals);
+            let done = f(self);
+            std::mem::swap(&mut self.vals, vals);
+            done
+        })
+    }
+
     // ---- memory -----------------------------------------------------------------------------
 
     fn mem_dtype(&self, mem: Mem) -> Result<crate::DType> {
@@ -234,13 +297,22 @@ impl Machine<'_> {
             Stride::Const(c) => Ok(c),
             Stride::Val(v) => self.int(v),
         };
-        let base = i128::from(self.int(a.index)?) + i128::from(a.disp);
+        let bases = self.get(a.index)?;
+        let (rows, cols) = (ty.rows as usize, ty.cols as usize);
+        let base = |r: u32, c: u32| match bases.len() {
+            1 => Ok(bases[0]),
+            // a place for each row, or for each lane
+            n if n == rows && rows > 1 => Ok(bases[r as usize]),
+            n if n == cols && rows == 1 => Ok(bases[c as usize]),
+            n => self.fail(format!("{n} places for {rows} x {cols} elements")),
+        };
         let (row, col) = (stride(a.row)?, stride(a.col)?);
         let valid = a.cols_valid.map_or(Ok(i64::MAX), |v| self.int(v))?;
         let mut out = Vec::with_capacity(ty.rows as usize * ty.cols as usize);
         for r in 0..ty.rows {
             for c in 0..ty.cols {
-                let at = base + i128::from(row) * i128::from(r) + i128::from(col) * i128::from(c);
+                let at = base(r, c)?.as_int() + i128::from(a.disp);
+                let at = at + i128::from(row) * i128::from(r) + i128::from(col) * i128::from(c);
                 let at = i64::try_from(at).unwrap_or(-1);
                 out.push((i64::from(c) < valid).then_some(at));
             }
@@ -413,6 +485,11 @@ impl Machine<'_> {
             },
         })
     }
+}
+
+/// A barrier, or a statement around one.
+fn meets(stmt: &Stmt) -> bool {
+    matches!(stmt, Stmt::Barrier(_)) || stmt.blocks().into_iter().any(|b| b.stmts.iter().any(meets))
 }
 
 /// acc + the sum of four products of an unsigned and a signed byte.

@@ -106,7 +106,7 @@ impl Backend for Cranelift {
                 .par_iter()
                 .map_init(Workspace::default, |work, func| {
                     let object = self.object(func, work).map_err(|f| f.of(&func.name))?;
-                    Ok(CompiledFunc { object, symbol: func.name.clone(), block: 0 })
+                    Ok(CompiledFunc { object, symbol: func.name.clone(), block: 0, at_once: 0 })
                 })
                 .collect()
         })

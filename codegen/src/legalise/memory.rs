@@ -92,12 +92,16 @@ impl Legaliser<'_> {
     }
 
     pub(super) fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Tile> {
-        let a = self.address(addr)?;
-        let dtype = self.b.mem_dtype(a.mem);
+        let dtype = self.b.mem_dtype(addr.mem);
         if dtype != ty.dtype {
             return Err(Fault::invalid(format!("a load of {dtype} as {}", ty.dtype)));
         }
         let (reg, raw) = self.access(dtype)?;
+        if self.spreads.is_some() && !ty.is_scalar() {
+            let regs = self.block_load(ty, addr, reg)?;
+            return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
+        }
+        let a = self.address(addr)?;
         let lanes = if ty.cols == 1 { 1 } else { self.lanes };
         let mut regs = Vec::with_capacity(self.reg_count(ty));
         for row in 0..ty.rows {
@@ -191,9 +195,8 @@ impl Legaliser<'_> {
     }
 
     pub(super) fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
-        let a = self.address(addr)?;
         let ty = self.func.ty(value);
-        let dtype = self.b.mem_dtype(a.mem);
+        let dtype = self.b.mem_dtype(addr.mem);
         if dtype != ty.dtype {
             return Err(Fault::invalid(format!("a store of {} to {dtype}", ty.dtype)));
         }
@@ -201,6 +204,10 @@ impl Legaliser<'_> {
         // the store wraps and rounds
         let regs = self.tile(value)?.regs.clone();
         let regs: Vec<Val> = regs.into_iter().map(|v| self.stored_value(dtype, raw, v)).collect();
+        if self.spreads.is_some() && !ty.is_scalar() {
+            return self.block_store(ty, addr, &regs);
+        }
+        let a = self.address(addr)?;
         let lanes = if ty.cols == 1 { 1 } else { self.lanes };
         let per_row = regs.len() / (ty.rows.max(1) as usize);
         for row in 0..ty.rows {
@@ -243,6 +250,10 @@ impl Legaliser<'_> {
     /// The mask of each register of an element-wise access: that of the instruction, and no lanes beyond the tile.
     fn access_masks(&mut self, ty: Ty, mask: Option<Val>) -> Emit<Vec<Option<Val>>> {
         let given = mask.map(|m| self.regs(m)).transpose()?;
+        if self.spreads.is_some() {
+            let n = self.reg_count(ty);
+            return Ok(given.map_or_else(|| vec![None; n], |g| g.into_iter().map(Some).collect()));
+        }
         let chunks: Vec<_> = self.chunks(ty.cols).collect();
         let mut out = Vec::with_capacity(self.reg_count(ty));
         for i in 0..ty.rows as usize * chunks.len() {
@@ -273,7 +284,7 @@ impl Legaliser<'_> {
         let masks = self.access_masks(ty, mask)?;
         let mut regs = Vec::with_capacity(index.len());
         for (index, mask) in index.into_iter().zip(masks) {
-            let v = if ty.cols == 1 && mask.is_none() {
+            let v = if self.b.ty(index).is_scalar() && mask.is_none() {
                 let a = self.b.addr(mem, index, 0);
                 self.b.load_as(a, Ty::scalar(reg))
             } else {
@@ -296,7 +307,7 @@ impl Legaliser<'_> {
         let values = self.tile(value)?.regs.clone();
         for ((index, v), mask) in index.into_iter().zip(values).zip(masks) {
             let v = self.stored_value(dtype, raw, v);
-            if ty.cols == 1 && mask.is_none() {
+            if self.b.ty(index).is_scalar() && mask.is_none() {
                 let a = self.b.addr(mem, index, 0);
                 self.b.store(a, v);
             } else {

@@ -58,10 +58,12 @@
 //! **Statements**: `Let`, `For` (sequential), `While`, `If`, `Store`, `Scatter` (lanes are written in ascending order, a later
 //! one wins; a scalar one may have a mask), `Prefetch`, `Check` (i64 `value` and `limit`). Conditions are bool scalars.
 
+mod block;
 mod math;
 mod memory;
 mod narrow;
 mod sink;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod tile;

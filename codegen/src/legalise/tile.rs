@@ -1,6 +1,7 @@
 //! The walk over a function: each tile becomes the list of its registers.
 
 use super::Options;
+use super::block::Spreads;
 use super::math::{Math, is_native};
 use super::narrow::{self, register};
 use crate::Fault;
@@ -37,7 +38,14 @@ pub struct Legaliser<'a> {
     functions: Vec<&'static str>,
     /// Lanes of every vector.
     pub lanes: u32,
-    tiles: Vec<Option<Tile>>,
+    /// Of tiles of a block of warps.
+    pub(super) spreads: Option<Spreads>,
+    /// The spread in which values are being computed.
+    pub(super) at: usize,
+    /// Tiles in front of the loop over the grid, which are computed inside of it.
+    pub(super) deferred: Vec<&'a Stmt>,
+    /// By spread and value; scalars are in the first.
+    tiles: Vec<Vec<Option<Tile>>>,
 }
 
 impl<'a> Legaliser<'a> {
@@ -49,7 +57,10 @@ impl<'a> Legaliser<'a> {
             functions: Vec::new(),
             b: LoopBuilder::new(func.name.clone()),
             lanes: target.lanes(4).max(2),
-            tiles: vec![None; func.types.len()],
+            spreads: None,
+            at: 0,
+            deferred: Vec::new(),
+            tiles: vec![vec![None; func.types.len()]],
         }
     }
 
@@ -67,6 +78,10 @@ impl<'a> Legaliser<'a> {
         for origin in &self.func.origins {
             self.b.origin(*origin);
         }
+        self.spreads = Spreads::of(self.func)?;
+        if let Some(s) = &self.spreads {
+            self.tiles.resize(s.count(), vec![None; self.func.types.len()]);
+        }
         self.block(&self.func.body)?;
         let mut out = self.b.finish(self.func.launch.clone());
         out.form = Form::Machine;
@@ -77,7 +92,8 @@ impl<'a> Legaliser<'a> {
     // ---- values -----------------------------------------------------------------------------
 
     pub fn tile(&self, v: Val) -> Emit<&Tile> {
-        let tile = self.tiles.get(v.0 as usize).and_then(Option::as_ref);
+        let scalar = self.func.types.get(v.0 as usize).is_none_or(|t| t.is_scalar());
+        let tile = self.tiles[if scalar { 0 } else { self.at }].get(v.0 as usize).and_then(Option::as_ref);
         tile.ok_or_else(|| Fault::invalid(format!("%{} is used before it is defined", v.0)))
     }
     /// The registers of a value, wrapped and rounded.
@@ -98,7 +114,21 @@ impl<'a> Legaliser<'a> {
         }
     }
     fn define(&mut self, v: Val, tile: Tile) {
-        self.tiles[v.0 as usize] = Some(tile);
+        let at = if self.func.ty(v).is_scalar() { 0 } else { self.at };
+        self.tiles[at][v.0 as usize] = Some(tile);
+    }
+    /// Does something for each spread that a value is wanted in.
+    fn in_spreads(&mut self, v: Val, mut f: impl FnMut(&mut Self) -> Emit<()>) -> Emit<()> {
+        let wanted = match &self.spreads {
+            Some(s) if !self.func.ty(v).is_scalar() => s.wants(v).to_vec(),
+            _ => vec![0],
+        };
+        wanted.into_iter().try_for_each(|s| {
+            self.at = s;
+            let done = f(self);
+            self.at = 0;
+            done
+        })
     }
     /// Type of the registers of a tile.
     pub fn reg_ty(&self, ty: Ty) -> Emit<Ty> {
@@ -106,12 +136,16 @@ impl<'a> Legaliser<'a> {
         if ty.rows == 0 || ty.cols == 0 {
             return Err(Fault::invalid("a tile without elements"));
         }
-        Ok(Ty::vector(dtype, if ty.cols == 1 { 1 } else { self.lanes }))
+        let scalar = if self.spreads.is_some() { ty.is_scalar() } else { ty.cols == 1 };
+        Ok(Ty::vector(dtype, if scalar { 1 } else { self.lanes }))
     }
     fn per_row(&self, ty: Ty) -> usize {
         if ty.cols == 1 { 1 } else { ty.cols.div_ceil(self.lanes) as usize }
     }
     pub fn reg_count(&self, ty: Ty) -> usize {
+        if let Some(s) = self.spreads.as_ref().filter(|_| !ty.is_scalar()) {
+            return s.spread(self.at).count(ty);
+        }
         ty.rows as usize * self.per_row(ty)
     }
 
@@ -121,57 +155,76 @@ impl<'a> Legaliser<'a> {
         block.stmts.iter().try_for_each(|s| self.stmt(s))
     }
 
-    /// Registers of several values, one after another.
-    fn flat(&mut self, vals: impl IntoIterator<Item = Val>) -> Emit<Vec<Val>> {
+    /// Registers of several values, one after another. Each pair: the value, and the one as which it is spread.
+    fn flat(&mut self, vals: impl IntoIterator<Item = (Val, Val)>) -> Emit<Vec<Val>> {
         let mut out = Vec::new();
-        for v in vals {
-            out.extend(self.regs(v)?);
+        for (v, like) in vals {
+            self.in_spreads(like, |me| {
+                out.extend(me.regs(v)?);
+                Ok(())
+            })?;
         }
         Ok(out)
     }
-    /// Distributes registers to the values that they make up.
-    fn unflatten(&mut self, vals: impl IntoIterator<Item = Val>, regs: &[Val]) {
+    /// Distributes registers to the values that they make up, in pairs as those of [`Self::flat`].
+    fn unflatten(&mut self, vals: impl IntoIterator<Item = (Val, Val)>, regs: &[Val]) -> Emit<()> {
         let mut at = 0;
-        for v in vals {
-            let n = self.reg_count(self.func.ty(v));
-            self.define(v, Tile::of(regs[at..at + n].to_vec()));
-            at += n;
+        for (v, like) in vals {
+            self.in_spreads(like, |me| {
+                let n = me.reg_count(me.func.ty(v));
+                me.define(v, Tile::of(regs[at..at + n].to_vec()));
+                at += n;
+                Ok(())
+            })?;
         }
+        Ok(())
     }
 
     fn stmt(&mut self, stmt: &'a Stmt) -> Emit<()> {
         match stmt {
+            Stmt::Let { val, .. } if self.is_early(*val) => self.deferred.push(stmt),
             Stmt::Let { val, inst } => {
-                let tile = self.inst(self.func.ty(*val), inst)?;
-                self.define(*val, tile);
+                self.in_spreads(*val, |me| {
+                    let tile = me.inst(me.func.ty(*val), inst)?;
+                    me.define(*val, tile);
+                    Ok(())
+                })?;
             }
             Stmt::For { var, lo, hi, step, carries, results, body, parallel } => {
                 let (lo, hi) = (self.scalar(*lo)?, self.scalar(*hi)?);
-                let inits = self.flat(carries.iter().map(|c| c.1))?;
+                let inits = self.flat(carries.iter().map(|c| (c.1, c.0)))?;
+                let plain = inits.is_empty() && *step == 1 && self.b.as_index(lo) == Some(0);
+                if *parallel == Some(Level::Grid) && plain && self.spreads.is_some() {
+                    let v = self.b.open_parallel(Level::Grid, hi);
+                    self.define(*var, Tile::of(vec![v]));
+                    self.open_warps();
+                    std::mem::take(&mut self.deferred).into_iter().try_for_each(|s| self.stmt(s))?;
+                    self.block(body)?;
+                    self.b.close_for(&[]);
+                    self.b.close_for(&[]);
+                    return Ok(());
+                }
                 let (v, inside) = match parallel {
                     None => self.b.open_for(lo, hi, *step, &inits),
-                    Some(Level::Thread)
-                        if inits.is_empty() && *step == 1 && self.b.as_index(lo) == Some(0) =>
-                    {
-                        (self.b.open_parallel(Level::Thread, hi), Vec::new())
-                    }
+                    Some(Level::Thread) if plain => (self.b.open_parallel(Level::Thread, hi), Vec::new()),
                     Some(Level::Thread) => {
                         return Err(Fault::invalid("a parallel loop that does not count 0, 1, 2, ... alone"));
                     }
                     Some(level) => return Err(Fault::unsupported(format!("loops over {level:?}"))),
                 };
                 self.define(*var, Tile::of(vec![v]));
-                self.unflatten(carries.iter().map(|c| c.0), &inside);
+                let like = |c: &(Val, Val)| c.0;
+                self.unflatten(carries.iter().map(|c| (c.0, c.0)), &inside)?;
                 self.block(body)?;
-                let next = self.flat(body.yields.iter().copied())?;
+                let next = self.flat(body.yields.iter().copied().zip(carries.iter().map(like)))?;
                 self.check_arity(&next, &inside)?;
                 let out = self.b.close_for(&next);
-                self.unflatten(results.iter().copied(), &out);
+                self.unflatten(results.iter().copied().zip(carries.iter().map(like)), &out)?;
             }
             Stmt::While { carries, results, cond, body } => {
-                let inits = self.flat(carries.iter().map(|c| c.1))?;
+                let inits = self.flat(carries.iter().map(|c| (c.1, c.0)))?;
                 let inside = self.b.open_while(&inits);
-                self.unflatten(carries.iter().map(|c| c.0), &inside);
+                self.unflatten(carries.iter().map(|c| (c.0, c.0)), &inside)?;
                 self.block(cond)?;
                 let [c] = cond.yields.as_slice() else {
                     return Err(Fault::invalid("the condition of a loop yields one value"));
@@ -179,24 +232,29 @@ impl<'a> Legaliser<'a> {
                 let c = self.scalar(*c)?;
                 self.b.open_while_body(c);
                 self.block(body)?;
-                let next = self.flat(body.yields.iter().copied())?;
+                let next = self.flat(body.yields.iter().map(|v| (*v, *v)))?;
                 self.check_arity(&next, &inside)?;
                 let out = self.b.close_while(&next);
-                self.unflatten(results.iter().copied(), &out);
+                self.unflatten(results.iter().map(|v| (*v, *v)), &out)?;
             }
             Stmt::If { cond, then, otherwise, results } => {
                 let cond = self.scalar(*cond)?;
                 self.b.open_if(cond);
                 self.block(then)?;
-                let first = self.flat(then.yields.iter().copied())?;
+                let first = self.flat(then.yields.iter().copied().zip(results.iter().copied()))?;
                 self.b.open_else(&first);
                 self.block(otherwise)?;
-                let second = self.flat(otherwise.yields.iter().copied())?;
+                let second = self.flat(otherwise.yields.iter().copied().zip(results.iter().copied()))?;
                 self.check_arity(&first, &second)?;
                 let out = self.b.close_if(&second);
-                self.unflatten(results.iter().copied(), &out);
+                self.unflatten(results.iter().map(|v| (*v, *v)), &out)?;
             }
-            Stmt::Store { addr, value } => self.store(addr, *value)?,
+            Stmt::Store { addr, value } => {
+                self.at = self.spreads.as_mut().map_or(Ok(0), |s| s.stored(self.func, addr, *value))?;
+                let done = self.store(addr, *value);
+                self.at = 0;
+                done?;
+            }
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask)?,
             Stmt::Prefetch { mem, index } => {
                 let index = self.scalar(*index)?;
@@ -204,6 +262,7 @@ impl<'a> Legaliser<'a> {
             }
             // threads of a CPU share nothing inside of a function
             Stmt::Barrier(Level::Thread) => {}
+            Stmt::Barrier(Level::Warp) if self.spreads.is_some() => self.b.barrier(Level::Warp),
             Stmt::Barrier(level) => return Err(Fault::unsupported(format!("barriers of {level:?}"))),
             Stmt::Pipe(_) => return Err(Fault::unsupported("asynchronous copies")),
             Stmt::Check { ok, origin, value, limit } => {
@@ -222,6 +281,7 @@ impl<'a> Legaliser<'a> {
     // ---- instructions -----------------------------------------------------------------------
 
     fn inst(&mut self, ty: Ty, inst: &Inst) -> Emit<Tile> {
+        self.refuse_in_blocks(inst)?;
         let reg = self.reg_ty(ty)?;
         let n = self.reg_count(ty);
         Ok(match inst {
@@ -234,7 +294,9 @@ impl<'a> Legaliser<'a> {
                 let sym = *sym.ok_or_else(|| Fault::invalid(format!("symbol parameter {i}")))?;
                 Tile::of(vec![self.b.sym(sym)])
             }
+            Inst::Iota { along_cols } if self.spreads.is_some() => self.block_iota(ty, reg, *along_cols)?,
             Inst::Iota { along_cols } => self.iota(ty, reg, *along_cols),
+            Inst::Splat(v) if self.spreads.is_some() && !ty.is_scalar() => self.block_splat(ty, *v)?,
             Inst::Splat(v) => self.splat(ty, reg, *v)?,
             Inst::Unary(op, v) => self.unary(ty.dtype, *op, *v)?,
             Inst::Binary(op, x, y) => self.binary(ty.dtype, *op, *x, *y)?,

@@ -98,7 +98,7 @@ impl Llvm {
                 Ok(object)
             })
             .map_err(|f| f.of(&func.name))?;
-        Ok(CompiledFunc { object, symbol: func.name.clone(), block: 0 })
+        Ok(CompiledFunc { object, symbol: func.name.clone(), block: 0, at_once: 0 })
     }
 
     fn file(&self, func: &Func, kind: FileType) -> Result<Vec<u8>, CodegenError> {

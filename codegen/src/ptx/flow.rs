@@ -1,12 +1,12 @@
 //! Statements: loops, branches, checks.
 
 use super::func::{Emitter, Scope, class, untyped};
-use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Type};
+use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Space, Type};
 use super::range::{Range, fits};
 use crate::Fault;
 use crate::error::Emit;
 use ir::DType;
-use ir::loops::{Block, Func, Inst, Mem, Stmt, Val};
+use ir::loops::{Addr, Block, Func, Inst, Level, Mem, Stmt, Val};
 use std::collections::HashSet;
 
 /// What the emitter has to know of the accesses of a function beforehand.
@@ -83,7 +83,28 @@ struct Count {
 
 impl Emitter<'_> {
     pub fn stmts(&mut self, stmts: &[Stmt]) -> Emit<()> {
-        stmts.iter().try_for_each(|s| self.stmt(s))
+        // stores that wait for their neighbours
+        let mut held: Vec<(Addr, Val)> = Vec::new();
+        for stmt in stmts {
+            let reads_held = |inst: &Inst| match inst {
+                Inst::Load(a) => held.first().is_some_and(|h| h.0.mem == a.mem),
+                Inst::Gather { mem, .. } => held.first().is_some_and(|h| h.0.mem == *mem),
+                _ => false,
+            };
+            match stmt {
+                Stmt::Let { inst, .. } if !reads_held(inst) => {}
+                Stmt::Store { addr, value } if !held.is_empty() && self.joins(&held, addr, *value) => {}
+                _ => self.store_held(&mut held)?,
+            }
+            match stmt {
+                Stmt::Store { addr, value } if self.joins(&held, addr, *value) => held.push((*addr, *value)),
+                stmt => self.stmt(stmt)?,
+            }
+            if held.len() == 4 {
+                self.store_held(&mut held)?;
+            }
+        }
+        self.store_held(&mut held)
     }
 
     /// The statements of a block, and the values it yields for `regs`; what it computes is not known behind it.
@@ -105,6 +126,12 @@ impl Emitter<'_> {
                 self.constants.extend(known.map(|x| (*val, x)));
                 Ok(())
             }
+            Stmt::Let { val, inst: Inst::Load(addr) } if self.fours.contains_key(val) => {
+                match (self.held(*val), self.fours.get(val).copied()) {
+                    (None, Some(group)) => self.load_four(group, *val, addr),
+                    _ => Ok(()),
+                }
+            }
             Stmt::Let { val, inst } => {
                 let r = self.define_inst(*val, inst)?;
                 self.set(*val, r)?;
@@ -113,6 +140,11 @@ impl Emitter<'_> {
                     self.below.insert(*val, below);
                 }
                 Ok(())
+            }
+            Stmt::For { var, body, parallel: Some(Level::Warp), .. } => {
+                self.ranges.insert(*var, (0, i64::from(self.threads / super::LANES) - 1));
+                self.set(*var, self.own_warp)?;
+                self.block(body, &[])
             }
             Stmt::For { var, hi, body, parallel: Some(_), .. } => {
                 let count = self.count_warps(*hi)?;
@@ -128,6 +160,10 @@ impl Emitter<'_> {
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
             // other warps hide latency
             Stmt::Prefetch { .. } => Ok(()),
+            Stmt::Barrier(Level::Warp) => {
+                self.push(Op::BarSync);
+                Ok(())
+            }
             Stmt::Barrier(_) | Stmt::Pipe(_) => Err(Fault::invalid("barriers and pipes between warps")),
             Stmt::Check { ok, origin, value, limit } => {
                 let (ok, value, limit) = (self.scalar(*ok)?, self.scalar(*value)?, self.scalar(*limit)?);
@@ -295,7 +331,11 @@ impl Emitter<'_> {
         self.push_if(self.first_lane, true, Op::Cas { d: old, base, compare, swap });
         let first = self.setp(Compare::Eq, Type::S64, old, Operand::Int(0));
         for (offset, a) in [(8, value), (16, limit)] {
-            self.push_if(first, true, Op::St { ty: Type::B64, base, offset, a: a.into() });
+            self.push_if(
+                first,
+                true,
+                Op::St { space: Space::Global, ty: Type::B64, base, offset, a: a.into() },
+            );
         }
         self.push(Op::Label(fine));
     }

@@ -1,14 +1,15 @@
 //! Functions: entry, registers of values.
 
 use super::flow::Accesses;
+use super::four::{self, Fours};
 use super::isa::{Binary, Class, Compare, Entry, Inst as PtxInst, Op, Operand, Reg, Special, Type};
 use super::range::Range;
 use super::{LANES, WARPS_PER_BLOCK};
 use crate::Fault;
-use crate::entry::{IntEmit, check_entry, local_offsets, sym_param};
+use crate::entry::{IntEmit, check_entry, check_entry_of_blocks, local_offsets, of_blocks, sym_param};
 use crate::error::Emit;
 use ir::dtype::Scalar;
-use ir::loops::{Func, Mem, Ty, Val};
+use ir::loops::{Func, LocalArray, Mem, Ty, Val};
 use ir::{DType, Sym};
 use std::collections::HashMap;
 
@@ -38,6 +39,12 @@ pub(super) struct Emitter<'a> {
     /// Bounds of i64 values.
     pub ranges: HashMap<Val, Range>,
     pub accesses: Accesses,
+    /// Loads of four neighbours.
+    pub fours: Fours,
+    /// Iterations are those of blocks.
+    pub blocks: bool,
+    /// Threads of a block.
+    pub threads: u32,
     /// Of numbers of valid columns, the lanes that are below them.
     pub below: HashMap<Val, Reg>,
     syms: Vec<Reg>,
@@ -45,14 +52,25 @@ pub(super) struct Emitter<'a> {
     /// Lane number, and whether it is 0.
     pub lane: Reg,
     pub first_lane: Reg,
-    /// Number of this warp and of all warps, 32 bits.
+    /// Number of this warp in its block.
+    pub own_warp: Reg,
+    /// Number of this warp and of all warps, 32 bits; of blocks, where these are what iterates.
     pub warp: Reg,
     pub warps: Reg,
 }
 
 /// The kernel of `func`.
 pub(super) fn emit(func: &Func) -> Emit<Entry> {
-    check_entry(func)?;
+    let blocks = of_blocks(func);
+    if blocks {
+        check_entry_of_blocks(func)?
+    } else {
+        check_entry(func)?
+    }
+    let threads = if blocks { func.launch.block[0] } else { LANES * WARPS_PER_BLOCK };
+    if !threads.is_multiple_of(LANES) || !(LANES..=1024).contains(&threads) {
+        return Err(Fault::invalid(format!("blocks of {threads} threads")));
+    }
     let none = Reg { class: Class::B64, id: 0 };
     let mut e = Emitter {
         func,
@@ -65,18 +83,37 @@ pub(super) fn emit(func: &Func) -> Emit<Entry> {
         scopes: vec![Scope::default()],
         ranges: HashMap::new(),
         accesses: Accesses::of(func),
+        fours: if blocks { four::of(func) } else { Fours::new() },
+        blocks,
+        threads,
         below: HashMap::new(),
         syms: Vec::new(),
         status: none,
         lane: none,
         first_lane: none,
+        own_warp: none,
         warp: none,
         warps: none,
     };
     let params = e.entry()?;
     e.stmts(&func.body.stmts)?;
     e.push(Op::Ret);
-    Ok(Entry { name: func.name.clone(), params, threads_per_block: LANES * WARPS_PER_BLOCK, body: e.body })
+    let shared = if blocks { shared_arrays(func)? } else { Vec::new() };
+    Ok(Entry { name: func.name.clone(), params, threads_per_block: threads, shared, body: e.body })
+}
+
+/// Bytes of shared memory that every block of every device may have without asking.
+const SHARED_LIMIT: u64 = 48 << 10;
+
+/// Numbers and bytes of the shared arrays.
+fn shared_arrays(func: &Func) -> Emit<Vec<(u32, u64)>> {
+    let bytes = |l: &LocalArray| {
+        l.elems.as_const().and_then(|n| u64::try_from(n).ok()).map(|n| n * l.dtype.bytes() as u64)
+    };
+    let sizes: Option<Vec<u64>> = func.locals.iter().map(bytes).collect();
+    let sizes = sizes.filter(|s| s.iter().map(|n| n.next_multiple_of(16)).sum::<u64>() <= SHARED_LIMIT);
+    let sizes = sizes.ok_or_else(|| Fault::unsupported("more shared memory than 48 KiB"))?;
+    Ok((0..).zip(sizes).collect())
 }
 
 /// Class of the registers of a value type.
@@ -176,6 +213,14 @@ impl Emitter<'_> {
         self.first_lane = self.setp(Compare::Eq, Type::U32, self.lane, Operand::Int(0));
         self.number_warps();
         let (offsets, bytes) = local_offsets(self.func);
+        if self.blocks {
+            for i in 0..offsets.len() as u32 {
+                let d = self.fresh(Class::B64);
+                self.push(Op::SharedBase { d, local: i });
+                self.bases.insert(Mem::Local(i), (d, None));
+            }
+            return Ok(param);
+        }
         if !offsets.is_empty() {
             let scratch = self.global_address(scratch);
             let bytes = self.dim(&bytes)?;
@@ -204,9 +249,15 @@ impl Emitter<'_> {
         let (tid, block) = (special(self, Special::Tid), special(self, Special::Ctaid));
         let blocks = special(self, Special::Nctaid);
         let per_block = Operand::Int(WARPS_PER_BLOCK.into());
-        let own = self.binary(Binary::Shr, Type::U32, Class::B32, tid, Operand::Int(LANES.ilog2().into()));
+        self.own_warp =
+            self.binary(Binary::Shr, Type::U32, Class::B32, tid, Operand::Int(LANES.ilog2().into()));
+        if self.blocks {
+            (self.warp, self.warps) = (block, blocks);
+            return;
+        }
         self.warp = self.fresh(Class::B32);
-        self.push(Op::MulAdd { ty: Type::S32, d: self.warp, a: block.into(), b: per_block, c: own.into() });
+        let c = self.own_warp.into();
+        self.push(Op::MulAdd { ty: Type::S32, d: self.warp, a: block.into(), b: per_block, c });
         self.warps = self.binary(Binary::Mul, Type::S32, Class::B32, blocks, per_block);
     }
 

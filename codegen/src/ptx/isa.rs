@@ -63,6 +63,22 @@ impl From<Reg> for Operand {
     }
 }
 
+/// State spaces (§5.1) of loads and stores.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Space {
+    Global,
+    Shared,
+}
+
+impl Space {
+    const fn name(self) -> &'static str {
+        match self {
+            Space::Global => "global",
+            Space::Shared => "shared",
+        }
+    }
+}
+
 /// Instruction types (§5.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Type {
@@ -250,13 +266,37 @@ pub enum Op {
         d: Reg,
         a: Reg,
     },
+    /// Address of a shared array.
+    SharedBase {
+        d: Reg,
+        local: u32,
+    },
+    /// Four neighbours.
+    LdFour {
+        space: Space,
+        ty: Type,
+        d: [Reg; 4],
+        base: Reg,
+        offset: i32,
+    },
+    StFour {
+        space: Space,
+        ty: Type,
+        base: Reg,
+        offset: i32,
+        a: [Reg; 4],
+    },
+    /// All warps of the block meet; what they wrote is seen by all.
+    BarSync,
     Ld {
+        space: Space,
         ty: Type,
         d: Reg,
         base: Reg,
         offset: i32,
     },
     St {
+        space: Space,
         ty: Type,
         base: Reg,
         offset: i32,
@@ -313,6 +353,8 @@ pub struct Entry {
     /// All parameters are 64 bits wide: addresses and sizes.
     pub params: u32,
     pub threads_per_block: u32,
+    /// Shared arrays: number and bytes.
+    pub shared: Vec<(u32, u64)>,
     pub body: Vec<Inst>,
 }
 
@@ -433,12 +475,22 @@ impl Display for Op {
             Op::Unpack { lo, hi, a } => write!(f, "mov.b64 {{{lo}, {hi}}}, {a};"),
             Op::LdParam { ty, d, param } => write!(f, "ld.param.{} {d}, [param{param}];", ty.name()),
             Op::ToGlobal { d, a } => write!(f, "cvta.to.global.u64 {d}, {a};"),
-            Op::Ld { ty, d, base, offset } => {
-                write!(f, "ld.global.{} {d}, [{base}{}];", ty.name(), Offset(*offset))
+            Op::Ld { space, ty, d, base, offset } => {
+                write!(f, "ld.{}.{} {d}, [{base}{}];", space.name(), ty.name(), Offset(*offset))
             }
-            Op::St { ty, base, offset, a } => {
-                write!(f, "st.global.{} [{base}{}], {a};", ty.name(), Offset(*offset))
+            Op::St { space, ty, base, offset, a } => {
+                write!(f, "st.{}.{} [{base}{}], {a};", space.name(), ty.name(), Offset(*offset))
             }
+            Op::LdFour { space, ty, d: [x, y, z, w], base, offset } => {
+                let at = Offset(*offset);
+                write!(f, "ld.{}.v4.{} {{{x}, {y}, {z}, {w}}}, [{base}{at}];", space.name(), ty.name())
+            }
+            Op::StFour { space, ty, base, offset, a: [x, y, z, w] } => {
+                let at = Offset(*offset);
+                write!(f, "st.{}.v4.{} [{base}{at}], {{{x}, {y}, {z}, {w}}};", space.name(), ty.name())
+            }
+            Op::SharedBase { d, local } => write!(f, "mov.u64 {d}, shared{local};"),
+            Op::BarSync => f.write_str("bar.sync 0;"),
             Op::Cas { d, base, compare, swap } => {
                 write!(f, "atom.global.cas.b64 {d}, [{base}], {compare}, {swap};")
             }
@@ -486,6 +538,7 @@ impl Op {
             | Op::Bfind { d, .. }
             | Op::Pack { d, .. }
             | Op::LdParam { d, .. }
+            | Op::SharedBase { d, .. }
             | Op::ToGlobal { d, .. }
             | Op::Ld { d, .. }
             | Op::Cas { d, .. }
@@ -497,7 +550,14 @@ impl Op {
                 f(*lo);
                 f(*hi);
             }
-            Op::St { .. } | Op::WarpSync | Op::Label(_) | Op::Bra(_) | Op::Ret => {}
+            Op::LdFour { d, .. } => d.iter().for_each(|d| f(*d)),
+            Op::St { .. }
+            | Op::StFour { .. }
+            | Op::BarSync
+            | Op::WarpSync
+            | Op::Label(_)
+            | Op::Bra(_)
+            | Op::Ret => {}
         }
     }
 }
@@ -522,6 +582,9 @@ impl Entry {
             if counts[class as usize] > 0 {
                 let _ = writeln!(out, "    .reg .{ty} %{prefix}<{}>;", counts[class as usize]);
             }
+        }
+        for (local, bytes) in &self.shared {
+            let _ = writeln!(out, "    .shared .align 16 .b8 shared{local}[{bytes}];");
         }
         for inst in &self.body {
             let _ = match (&inst.op, inst.guard) {

@@ -1,7 +1,7 @@
 //! Loads, stores, gathers and scatters.
 
 use super::func::{Emitter, class};
-use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Round, Type, Vote};
+use super::isa::{Binary, Class, Compare, Op, Operand, Reg, Round, Space, Type, Vote};
 use crate::Fault;
 use crate::error::Emit;
 use ir::DType;
@@ -9,9 +9,9 @@ use ir::loops::{Addr, Mem, Stride, Ty, Val};
 
 /// Where an access begins, in this lane.
 #[derive(Clone, Copy)]
-struct Place {
-    base: Reg,
-    offset: i32,
+pub(super) struct Place {
+    pub base: Reg,
+    pub offset: i32,
 }
 
 /// Which lanes take part.
@@ -30,6 +30,11 @@ impl Emitter<'_> {
             Mem::Local(i) => self.func.locals.get(i as usize).map(|l| l.dtype),
         };
         dtype.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))
+    }
+
+    /// Where a region lies: what is local to a block is shared.
+    pub fn space(&self, mem: Mem) -> Space {
+        if self.blocks && matches!(mem, Mem::Local(_)) { Space::Shared } else { Space::Global }
     }
 
     /// Base addresses moved to the lane's own element, once for all accesses of vectors.
@@ -59,12 +64,24 @@ impl Emitter<'_> {
         d
     }
 
+    /// The place of each lane's own index, which is a vector.
+    pub fn own_place(&mut self, addr: &Addr) -> Emit<Place> {
+        if self.is_scalar(addr.index) {
+            return Err(Fault::invalid("lanes without places of their own"));
+        }
+        self.place(addr.mem, addr.index, addr.disp, false)
+    }
+
     /// The address of element `index + disp`; of that many lanes further in each lane of a vector.
     fn place(&mut self, mem: Mem, index: Val, disp: i64, vector: bool) -> Emit<Place> {
         let size = self.stored(mem)?.bytes() as i64;
         let bases = self.bases.get(&mem).copied();
         let (plain, lanes) = bases.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
-        let start = if vector { lanes.unwrap_or(plain) } else { plain };
+        let start = match (vector, lanes) {
+            (true, Some(own)) => own,
+            (true, None) => return Err(Fault::invalid("neighbouring lanes in a block of warps")),
+            (false, _) => plain,
+        };
         let far = || Fault::invalid("an address overflows");
         let mut bytes = disp.checked_mul(size).ok_or_else(far)?;
         let mut base = start;
@@ -76,10 +93,10 @@ impl Emitter<'_> {
                 base = match known {
                     Some(r) => r,
                     None => {
-                        let r = match self.narrow(index).filter(|_| self.is_scalar(index)) {
+                        let r = match self.narrow(index) {
                             Some(narrow) => self.element_narrow(start, narrow, size),
                             None => {
-                                let index = self.scalar(index)?;
+                                let index = self.reg(index)?;
                                 self.element(start, index.into(), size)
                             }
                         };
@@ -142,7 +159,8 @@ impl Emitter<'_> {
 
     /// Lanes meet around a write to a region that is also read.
     fn meet(&mut self, mem: Mem) {
-        if self.accesses.shared(mem) {
+        // warps of a block meet at barriers, and a lane reads what it wrote itself
+        if self.accesses.shared(mem) && !self.blocks {
             self.push(Op::WarpSync);
         }
     }
@@ -160,6 +178,10 @@ impl Emitter<'_> {
     // ---- reading ----------------------------------------------------------------------------
 
     pub fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Reg> {
+        if !self.is_scalar(addr.index) {
+            let at = self.own_place(addr)?;
+            return self.read(ty, addr.mem, at, Lanes::All);
+        }
         if !ty.is_scalar() && addr.col != Stride::Const(1) {
             return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols)));
         }
@@ -197,13 +219,7 @@ impl Emitter<'_> {
 
     /// Reads an element into each lane, 0 in those that do not take part.
     fn read(&mut self, ty: Ty, mem: Mem, at: Place, lanes: Lanes) -> Emit<Reg> {
-        let stored = self.stored(mem)?;
-        let half = stored == DType::F16 && ty.dtype == DType::F32;
-        let (memory, register) = match (stored, half) {
-            (_, true) => (Type::B16, Class::B16),
-            (DType::Bool, _) => (Type::U8, Class::B32),
-            _ => (memory_type(stored, ty.dtype)?, class(ty.dtype)?),
-        };
+        let (memory, register) = self.read_as(mem, ty.dtype)?;
         let d = self.fresh(register);
         if !matches!(lanes, Lanes::All) {
             let (zero, ty) = match register {
@@ -213,8 +229,25 @@ impl Emitter<'_> {
             };
             self.push(Op::Mov { ty, d, a: zero });
         }
-        self.push_lanes(lanes, Op::Ld { ty: memory, d, base: at.base, offset: at.offset });
-        if half {
+        let space = self.space(mem);
+        self.push_lanes(lanes, Op::Ld { space, ty: memory, d, base: at.base, offset: at.offset });
+        self.after_read(mem, ty.dtype, d)
+    }
+
+    /// How elements come from memory for a register of this type.
+    pub fn read_as(&self, mem: Mem, dtype: DType) -> Emit<(Type, Class)> {
+        let stored = self.stored(mem)?;
+        Ok(match (stored, dtype) {
+            (DType::F16, DType::F32) => (Type::B16, Class::B16),
+            (DType::Bool, _) => (Type::U8, Class::B32),
+            _ => (memory_type(stored, dtype)?, class(dtype)?),
+        })
+    }
+
+    /// The value of what was read.
+    pub fn after_read(&mut self, mem: Mem, dtype: DType, d: Reg) -> Emit<Reg> {
+        let stored = self.stored(mem)?;
+        if stored == DType::F16 && dtype == DType::F32 {
             let wide = self.fresh(Class::F32);
             self.push(Op::Cvt { round: None, to: Type::F32, from: Type::F16, d: wide, a: d.into() });
             return Ok(wide);
@@ -229,8 +262,13 @@ impl Emitter<'_> {
 
     pub fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
         let ty = self.ty(value)?;
-        if !ty.is_scalar() && addr.col != Stride::Const(1) {
+        let own = !self.is_scalar(addr.index);
+        if !own && !ty.is_scalar() && addr.col != Stride::Const(1) {
             return Err(Fault::invalid(format!("a store of {} lanes at {addr:?}", ty.cols)));
+        }
+        if !self.is_scalar(addr.index) {
+            let at = self.own_place(addr)?;
+            return self.write(addr.mem, at, Lanes::All, value);
         }
         let mut lanes = self.first(ty, addr.cols_valid)?;
         if ty.is_scalar() {
@@ -238,7 +276,7 @@ impl Emitter<'_> {
             self.meet_before_one(addr.mem)?;
         }
         let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
-        self.write(ty, addr.mem, at, lanes, value)
+        self.write(addr.mem, at, lanes, value)
     }
 
     /// One lane writes what all hold.
@@ -269,7 +307,7 @@ impl Emitter<'_> {
             return Err(Fault::invalid("a scatter of a vector to one index"));
         }
         let at = self.at_lanes(mem, index)?;
-        self.write(ty, mem, at, lanes, value)
+        self.write(mem, at, lanes, value)
     }
 
     /// Of the lanes with the same index only the last one.
@@ -295,14 +333,20 @@ impl Emitter<'_> {
         })
     }
 
-    fn write(&mut self, ty: Ty, mem: Mem, at: Place, lanes: Lanes, value: Val) -> Emit<()> {
-        let stored = self.stored(mem)?;
-        let v = self.reg(value)?;
-        let (memory, v) = self.storable(stored, ty.dtype, v)?;
+    fn write(&mut self, mem: Mem, at: Place, lanes: Lanes, value: Val) -> Emit<()> {
+        let (memory, v) = self.written_as(mem, value)?;
+        let space = self.space(mem);
         self.meet(mem);
-        self.push_lanes(lanes, Op::St { ty: memory, base: at.base, offset: at.offset, a: v.into() });
+        self.push_lanes(lanes, Op::St { space, ty: memory, base: at.base, offset: at.offset, a: v.into() });
         self.meet(mem);
         Ok(())
+    }
+
+    /// The type as which a value is written to a region, and the register it is written from.
+    pub fn written_as(&mut self, mem: Mem, value: Val) -> Emit<(Type, Reg)> {
+        let (stored, dtype) = (self.stored(mem)?, self.ty(value)?.dtype);
+        let v = self.reg(value)?;
+        self.storable(stored, dtype, v)
     }
 
     /// The type that is written, and the register it is written from.

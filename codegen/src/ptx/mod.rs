@@ -8,16 +8,22 @@
 //!
 //! Indices that are known to fit 32 bits are computed in 32 bits (`range`). A launch has less than 2^28 warps.
 //!
+//! **Blocks of warps.** Where the parallel loop is one over the grid, an iteration is the work of a block, whose warps meet at
+//! barriers and share arrays; each lane of a vector then has its own place in memory, and four neighbours are
+//! read or written at once (`four`).
+//!
 //! What memory means to the lanes: a kernel that both reads and writes a region lets all lanes of the warp meet around
 //! each write, so that the lanes see each other's values in program order. Distinct iterations share nothing.
 
 mod flow;
+mod four;
 mod func;
 mod inst;
 pub mod isa;
 mod mem;
 mod range;
 
+use crate::entry::of_blocks;
 use crate::order::by_demand;
 use crate::{Backend, CodegenError, CompiledFunc};
 use ir::loops::Func;
@@ -40,6 +46,8 @@ pub struct PtxKernel {
     /// Name of the entry.
     pub symbol: String,
     pub threads_per_block: u32,
+    /// Iterations that a block works on at once: one for each warp, or one for all of them.
+    pub at_once: u32,
 }
 
 /// An NVIDIA GPU with warps as vectors: what schedules and legalisation should aim at.
@@ -89,7 +97,8 @@ impl Backend for Ptx {
     fn compile(&self, funcs: &[&Func]) -> Result<Vec<CompiledFunc>, CodegenError> {
         let one = |f: &&Func| {
             let k = emit(f)?;
-            Ok(CompiledFunc { object: k.text.into_bytes(), symbol: k.symbol, block: k.threads_per_block })
+            let (block, at_once) = (k.threads_per_block, k.at_once);
+            Ok(CompiledFunc { object: k.text.into_bytes(), symbol: k.symbol, block, at_once })
         };
         funcs.par_iter().map(one).collect()
     }
@@ -108,5 +117,7 @@ impl Backend for Ptx {
 /// Where the function breaks the contract of machine form.
 pub fn emit(func: &Func) -> Result<PtxKernel, CodegenError> {
     let entry = func::emit(&by_demand(func)).map_err(|f| f.of(&func.name))?;
-    Ok(PtxKernel { text: entry.text(), symbol: entry.name, threads_per_block: entry.threads_per_block })
+    let threads_per_block = entry.threads_per_block;
+    let at_once = if of_blocks(func) { 1 } else { WARPS_PER_BLOCK };
+    Ok(PtxKernel { text: entry.text(), symbol: entry.name, threads_per_block, at_once })
 }

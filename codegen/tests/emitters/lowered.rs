@@ -8,6 +8,7 @@ use ir::target::TargetDesc;
 use ir::testing::{Options, Rng, random_graph, random_tensor};
 use ir::{DType, Dim, Module, Sym};
 use kernelsmith_codegen::legalise::legalise;
+use passes::schedule::lower_plainly;
 
 /// Iterations of one kernel, and bytes of one operand, that a test runs at most.
 const MOST_TRIPS: i64 = 4096;
@@ -70,6 +71,9 @@ struct Call {
     /// Of each operand.
     bytes: Vec<i64>,
     place: Vec<usize>,
+    /// Of a kernel for blocks of warps: its tile form, and the kernel lowered plainly. Neither the schedule nor
+    /// legalisation changes what is computed.
+    others: Vec<(ir::loops::Func, Vec<i64>, i64)>,
 }
 
 fn calls(module: Module, sizes: &[(Sym, i64)], target: &TargetDesc) -> Result<Vec<Call>, String> {
@@ -97,10 +101,21 @@ fn calls(module: Module, sizes: &[(Sym, i64)], target: &TargetDesc) -> Result<Ve
             if trip == 0 || !runs || trip > MOST_TRIPS || bytes.iter().any(|b| *b > MOST_BYTES) {
                 continue;
             }
-            let func = legalise(tile, target).map_err(|e| e.to_string())?;
+            let func = legalise(tile, target).map_err(|e| format!("{}: {e}", variant.schedule))?;
+            ir::verify::loops::verify(tile).map_err(|e| format!("{}: {e}", variant.schedule))?;
+            ir::verify::loops::verify(&func)
+                .map_err(|e| format!("{}, machine form: {e}", variant.schedule))?;
+            let mut others = Vec::new();
+            if tile.launch.block != [0; 3] {
+                let plain = lower_plainly(&k.kernel, &lowered.module.symbols, target);
+                let plain = plain.map_err(|e| e.to_string())?.variants.remove(0).func;
+                let own = plain.syms.iter().filter_map(|s| value(*s)).collect();
+                let all = plain.launch.trip.eval_syms(&value).unwrap_or(0);
+                others = vec![(tile.clone(), syms.clone(), trip), (plain, own, all)];
+            }
             let place = places(&lowered, &args, &bytes);
             let label = format!("{} {}", k.kernel.name, variant.schedule);
-            out.push(Call { label, func, syms, trip, bytes, place });
+            out.push(Call { label, func, syms, trip, bytes, place, others });
         }
     }
     Ok(out)
@@ -116,7 +131,11 @@ impl Call {
             bufs.push(shared.unwrap_or_else(|| operand(rng, b.dtype, *n as usize, kind)));
         }
         let mut want = bufs.clone();
-        let status = execute(&self.func, &mut want, &self.syms, 0, self.trip).ok()?;
+        let status = execute(&self.func, &mut want, &self.syms, 0, self.trip);
+        if let (Err(e), true) = (&status, !self.others.is_empty()) {
+            panic!("{}: {e}", self.label);
+        }
+        let status = status.ok()?;
         // what is written beside a failure is nobody's business
         let good = status == Status::Ok;
         let expect = want.into_iter().zip(&self.func.bufs).map(|(w, b)| (good && b.writable).then_some(w));
@@ -128,6 +147,15 @@ impl Call {
         case.place = self.place.clone();
         // sums of lanes have an order of their own
         case.near = Near { any_zero: true, relative: 1e-4 };
+        // where sums overflow or cancel, their order shows
+        let tame = matches!(kind, Operands::Random | Operands::Small) && good;
+        for (f, syms, trip) in self.others.iter().filter(|_| tame) {
+            let mut got = case.bufs.clone();
+            assert_eq!(execute(f, &mut got, syms, 0, *trip), Ok(Status::Ok), "{}", case.label);
+            for (b, got) in got.iter().enumerate() {
+                assert_eq!(case.difference(b, got, case.near), None, "{}", case.label);
+            }
+        }
         Some(case)
     }
 }

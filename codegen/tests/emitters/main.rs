@@ -2,6 +2,7 @@
 //! expectations computed in plain Rust.
 
 mod arithmetic;
+mod blocks;
 mod control;
 mod harness;
 mod legalised;

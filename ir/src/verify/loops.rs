@@ -17,8 +17,8 @@
 //!
 //! **Parallel levels.** Nested parallel loops go from outer to inner levels, each level once, and carry nothing. Where the only
 //! level is `thread` (a CPU), there is exactly one such loop, it counts 0, 1, 2, ..., and beside it, in front,
-//! there are only definitions without memory access. Barriers and pipes are collectives: they do not stand inside of an `if` or
-//! `while`, whose conditions may differ between participants.
+//! there are only definitions without memory access. The same holds of a loop of `grid`. Barriers and pipes are collectives:
+//! they do not stand inside of an `if` or `while`, whose conditions may differ between participants.
 //!
 //! **Machine form.** Values are scalars or vectors 1 x L with one L; element types are i32, u32, i64, u64, f32, f64 and bool; there
 //! are no math functions, no `reduce_rows`, no `fma` of integers; vector accesses have column stride 1. Loads and stores may widen
@@ -134,7 +134,7 @@ impl<'a> Verifier<'a> {
         let mut others = false;
         for s in &self.func.body.stmts {
             match s {
-                Stmt::For { parallel: Some(Level::Thread), .. } => loops += 1,
+                Stmt::For { parallel: Some(Level::Thread | Level::Grid), .. } => loops += 1,
                 Stmt::For { parallel: Some(_), .. } => return Ok(()),
                 Stmt::Let { inst: Inst::Load(_) | Inst::Gather { .. }, .. } => others = true,
                 Stmt::Let { .. } => {}
@@ -345,15 +345,15 @@ impl<'a> Verifier<'a> {
         self.require(self.levels.last().is_none_or(|outer| *outer < level), || {
             format!("{level:?} inside of {:?}", self.levels)
         })?;
-        if level == Level::Thread && self.levels.is_empty() {
+        if matches!(level, Level::Thread | Level::Grid) && self.levels.is_empty() {
             let zero = self
                 .func
                 .body
                 .stmts
                 .iter()
                 .any(|s| matches!(s, Stmt::Let { val, inst: Inst::Const(Scalar::Int(0)) } if *val == lo));
-            self.require(zero && step == 1, || "the loop of threads counts 0, 1, 2, ...".into())?;
-            self.require(self.depth == 1, || "the loop of threads is not outermost".into())?;
+            self.require(zero && step == 1, || "the parallel loop counts 0, 1, 2, ...".into())?;
+            self.require(self.depth == 1, || "the parallel loop is not outermost".into())?;
         }
         Ok(())
     }
@@ -387,7 +387,16 @@ impl<'a> Verifier<'a> {
     }
 
     fn addr(&self, a: &Addr, ty: Ty) -> Result<()> {
-        self.index(a.index)?;
+        if self.levels.first() == Some(&Level::Grid) && self.ty(a.index)? != Ty::INDEX {
+            // a place for each row of a tile, or for each lane
+            let own = if self.machine() { ty } else { Ty { cols: 1, ..ty } };
+            self.expect(a.index, own.with(DType::I64))?;
+            self.require(a.row == Stride::Const(0), || "a row stride beside a place for each row".into())?;
+            let gaps = a.col != Stride::Const(0) || a.cols_valid.is_some();
+            self.require(!self.machine() || !gaps, || "more than a place for each lane".into())?;
+        } else {
+            self.index(a.index)?;
+        }
         for s in [a.row, a.col] {
             if let Stride::Val(v) = s {
                 self.index(v)?;
@@ -397,7 +406,8 @@ impl<'a> Verifier<'a> {
             self.index(v)?;
         }
         self.require(a.align.is_power_of_two(), || format!("alignment {}", a.align))?;
-        self.require(!self.machine() || ty.cols == 1 || a.col == Stride::Const(1), || {
+        let lanes = self.ty(a.index)? != Ty::INDEX;
+        self.require(!self.machine() || ty.cols == 1 || lanes || a.col == Stride::Const(1), || {
             "a vector access with gaps in machine form".into()
         })
     }

@@ -47,6 +47,8 @@ pub(super) struct Eval<'a> {
     pub col: Option<TileDim>,
     /// Columns of the tile that exist (i64 scalar); all where `None`.
     pub valid: Option<Val>,
+    /// Axes may be bound to a column of numbers, one for each row of the tile: accesses then have a place for each row.
+    pub own_rows: bool,
     /// Values of index variables: scalars, and tiles for the tile's own axes and for gathered indices.
     env: Vec<Option<Val>>,
     /// Tiled axes as expressions of loop variables and iotas.
@@ -102,6 +104,7 @@ impl<'a> Eval<'a> {
             row: None,
             col: None,
             valid: None,
+            own_rows: false,
             env: vec![None; k.vars.len()],
             subst: Vec::new(),
             locals: vec![None; k.locals as usize],
@@ -204,6 +207,15 @@ impl<'a> Eval<'a> {
     }
     /// The offset as an affine function of the tile's axes; `None` where it is not one.
     fn affine(&self, d: &Dim) -> Option<Affine> {
+        self.affine_in_tile(d).filter(|a| self.dim_shape(&a.base) == (1, 1))
+    }
+    /// As [`Eval::affine`]; the base may be another one in each row.
+    fn affine_by_rows(&self, d: &Dim) -> Option<Affine> {
+        let a = self.affine_in_tile(d)?;
+        let (rows, cols) = self.dim_shape(&a.base);
+        (rows == 1 && cols == 1 || self.own_rows && cols == 1 && self.row.is_none()).then_some(a)
+    }
+    fn affine_in_tile(&self, d: &Dim) -> Option<Affine> {
         let zero = Dim::from(0);
         let (row, rest) = match self.row {
             Some(t) => d.affine_in(t.iota)?,
@@ -214,7 +226,7 @@ impl<'a> Eval<'a> {
             None => (zero, rest),
         };
         let scalar = |d: &Dim| self.dim_shape(d) == (1, 1);
-        (scalar(&row) && scalar(&col) && scalar(&base)).then_some(Affine { row, col, base })
+        (scalar(&row) && scalar(&col)).then_some(Affine { row, col, base })
     }
 
     /// Shape of an expression's value, without evaluating it.
@@ -511,7 +523,7 @@ impl<'a> Eval<'a> {
     fn load(&mut self, buf: BufId, offset: &Dim, mask: Option<Val>) -> Result<Val> {
         let mem = self.mems[buf.0 as usize];
         if mask.is_none()
-            && let Some(a) = self.affine(offset)
+            && let Some(a) = self.affine_by_rows(offset)
         {
             let (rows, cols) = self.extent_of(&a);
             let masked = cols > 1 && self.valid.is_some() && !self.surely_allocated(buf, offset);
@@ -539,7 +551,7 @@ impl<'a> Eval<'a> {
 
     fn extent_of(&self, a: &Affine) -> (u32, u32) {
         let size = |d: &Dim, n: u32| if d.is_const(0) { 1 } else { n };
-        (size(&a.row, self.rows()), size(&a.col, self.cols()))
+        (size(&a.row, self.rows()).max(self.dim_shape(&a.base).0), size(&a.col, self.cols()))
     }
 
     fn address(&mut self, mem: Mem, a: &Affine, masked: bool) -> Result<Addr> {
@@ -548,6 +560,11 @@ impl<'a> Eval<'a> {
         addr.row = self.stride(&a.row)?;
         addr.col = self.stride(&a.col)?;
         addr.cols_valid = if masked { self.valid } else { None };
+        if self.own_rows {
+            // the widest access that every row allows
+            let wide = [4, 2].into_iter().find(|n| a.base.divisible_by(*n, &self.facts)).unwrap_or(1);
+            addr.align *= wide as u32;
+        }
         Ok(addr)
     }
     fn stride(&mut self, d: &Dim) -> Result<Stride> {
@@ -602,7 +619,7 @@ impl<'a> Eval<'a> {
         combine: Combine,
     ) -> Result<()> {
         let mem = self.mems[buf.0 as usize];
-        let Some(a) = self.affine(offset) else {
+        let Some(a) = self.affine_by_rows(offset) else {
             return self.scatter(buf, offset, guards, value, combine);
         };
         let fast = if guards.is_empty() { None } else { self.all_inside(guards)? };

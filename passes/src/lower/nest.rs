@@ -18,6 +18,9 @@ use std::collections::HashMap;
 /// # Errors
 /// Where schedule and kernel do not fit each other, or the kernel breaks an invariant.
 pub fn lower(kernel: &Kernel, symbols: &Symbols, schedule: &Schedule, ns_per_iter: f64) -> Result<Func> {
+    if let Some(tile) = &schedule.block {
+        return super::block::lower(kernel, symbols, schedule, tile, ns_per_iter);
+    }
     let facts = VarFacts::of(kernel, symbols);
     let mut nest = Nest::new(Eval::new(kernel, facts), schedule);
     let trip = nest.run()?;

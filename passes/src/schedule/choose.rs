@@ -1,6 +1,7 @@
 //! The default schedule of a kernel, from an analytical model of the target.
 
 mod blocks;
+mod simt;
 mod windows;
 
 use super::analyse::{Access, Analysis, Step, Work};
@@ -69,6 +70,15 @@ pub(crate) fn plain(k: &Kernel, symbols: &Symbols) -> Schedule {
 }
 
 fn variants_of(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
+    let mut choices: Vec<Choice> = chooser.block_choice().into_iter().collect();
+    if choices.first().is_none_or(|c| !c.guards.is_empty()) {
+        choices.extend(variants_of_threads(a, chooser));
+    }
+    choices
+}
+
+/// Those whose iterations are the work of threads.
+fn variants_of_threads(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
     let Some(rows) = chooser.rows else { return vec![chooser.choice(None, Vec::new())] };
     let extent = a.extent(rows.axis);
     let least = extent.bounds(&a.facts).0;
@@ -91,6 +101,11 @@ fn variants_of(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
 pub fn column_tile(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Option<u32> {
     let a = Analysis::of(k, symbols);
     let c = Chooser::new(&a, target);
+    if let Some(cols) = c.block_choice().and_then(|b| b.schedule.cols)
+        && c.col.is_some_and(|col| col.0 == cols.axis)
+    {
+        return Some(cols.size);
+    }
     (c.contraction || c.col.is_some() && a.works.iter().any(|w| w.reduce)).then_some(c.col_size)
 }
 
@@ -422,6 +437,7 @@ impl<'a> Chooser<'a> {
             rows: rows.filter(|r| r.size > 1),
             cols,
             inner: self.inner_specs(),
+            block: None,
             ahead: 0,
             scalar: self.scalar.clone(),
         };

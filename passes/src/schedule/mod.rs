@@ -62,6 +62,22 @@ pub struct ColTile {
     pub panel: bool,
 }
 
+/// The tile of a block of GPU warps (see [`crate::lower::block`]); its columns are [`Schedule::cols`]. All loops are
+/// parallel and together those of the grid; that of the first row axis counts row tiles.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct BlockTile {
+    pub threads: u32,
+    /// Axes that rows run through, the last fastest.
+    pub rows: Vec<Var>,
+    pub row_size: u32,
+    /// Axes of the reduction, outermost first.
+    pub steps: Vec<Var>,
+    /// Steps of the reduction that are staged at a time.
+    pub depth: u32,
+    /// They run through all axes as if these were one, else through the last.
+    pub flat: bool,
+}
+
 /// The loops inside a Reduce, or a Store with axes of its own.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct InnerSpec {
@@ -81,6 +97,7 @@ pub struct Schedule {
     pub loops: Vec<LoopSpec>,
     pub rows: Option<RowTile>,
     pub cols: Option<ColTile>,
+    pub block: Option<BlockTile>,
     /// By Reduce and Store-with-axes, in order of occurrence.
     pub inner: Vec<InnerSpec>,
     /// Elements of the column operand's next panel that each step of a contraction's innermost loop asks

@@ -4,11 +4,12 @@
 //! parallel n by 1, oc by 32; serial ow by 7; rows ow 7 exact; cols oc 32 mask panel; inner kh, kw_ic
 //! ```
 //!
-//! `ahead n` asks for the next panel of packed weights, n elements at each step.
+//! `block 256 rows oh, ow 128; steps kh, kw, ic 16` is the tile of a block of GPU threads; `flat` behind it runs through all
+//! steps as one. `ahead n` asks for the next panel of packed weights, n elements at each step.
 //! `inner` clauses follow in the order of the kernel's statements; `scalar "reason"` says why nothing lies
 //! in vector lanes. An axis whose name is not unique is written `name.number`.
 
-use super::{ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
+use super::{BlockTile, ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
 use crate::error::{PassError, Result};
 use crate::lower::space::for_each_axis;
 use ir::Var;
@@ -65,6 +66,13 @@ impl Schedule {
             };
             let panel = if c.panel { " panel" } else { "" };
             clauses.push(format!("cols {} {} {edge}{panel}", name(c.axis), c.size));
+        }
+        if let Some(b) = &self.block {
+            let list = |vars: &[Var]| vars.iter().map(|v| name(*v)).collect::<Vec<_>>().join(", ");
+            let flat = if b.flat { " flat" } else { "" };
+            let (rows, steps) = (list(&b.rows), list(&b.steps));
+            clauses.push(format!("block {} rows {rows} {}", b.threads, b.row_size));
+            clauses.push(format!("steps {steps} {}{flat}", b.depth));
         }
         for i in &self.inner {
             let order: Vec<String> = i.order.iter().map(|v| name(*v)).collect();
@@ -141,6 +149,30 @@ impl Schedule {
                         spec.unroll = number(Some(n)).ok_or_else(|| fail(clause))?;
                     }
                     s.inner.push(spec);
+                }
+                "block" => {
+                    let [threads, "rows", axes @ .., size] = words.as_slice() else {
+                        return Err(fail(clause));
+                    };
+                    let rows = axes.iter().map(|n| axis(n.trim_end_matches(','))).collect::<Result<_>>()?;
+                    s.block = Some(BlockTile {
+                        threads: number(Some(threads)).ok_or_else(|| fail(clause))?,
+                        rows,
+                        row_size: number(Some(size)).ok_or_else(|| fail(clause))?,
+                        steps: Vec::new(),
+                        depth: 0,
+                        flat: false,
+                    });
+                }
+                "steps" => {
+                    let Some(block) = &mut s.block else { return Err(fail(clause)) };
+                    block.flat = words.last() == Some(&"flat");
+                    let [axes @ .., depth] = &words[..words.len() - usize::from(block.flat)] else {
+                        return Err(fail(clause));
+                    };
+                    block.steps =
+                        axes.iter().map(|n| axis(n.trim_end_matches(','))).collect::<Result<_>>()?;
+                    block.depth = number(Some(depth)).ok_or_else(|| fail(clause))?;
                 }
                 "ahead" => s.ahead = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "scalar" => s.scalar = Some(rest.trim_matches('"').to_string()),

@@ -347,6 +347,7 @@ mod tests {
                     ns_per_iter: 1.5,
                     scratch: size(0),
                     block: 0,
+                    at_once: 0,
                 }],
                 flops: sym(),
             }],

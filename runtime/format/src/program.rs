@@ -139,6 +139,8 @@ pub struct VariantDef {
     pub scratch: SizeExpr,
     /// Threads of a block, a multiple of 32, where the code is PTX text for a GPU; 0 where it is an ELF object.
     pub block: u32,
+    /// Iterations that a block works on at once: one for each of its warps, or one for all of them.
+    pub at_once: u32,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -234,6 +234,8 @@ struct Entry {
     function: cu::CUfunction,
     /// Threads of a block.
     block: u32,
+    /// Iterations that a block works on at once.
+    at_once: u32,
 }
 
 struct CudaCode {
@@ -286,7 +288,8 @@ impl CudaCode {
             for v in &k.variants {
                 entries.push(match &v.code {
                     Some((object, symbol)) if v.block > 0 => {
-                        Some(Entry { function: code.function(*object, symbol, &k.name)?, block: v.block })
+                        let function = code.function(*object, symbol, &k.name)?;
+                        Some(Entry { function, block: v.block, at_once: v.at_once.max(1) })
                     }
                     Some(_) => {
                         let message = "it is code for a CPU".into();

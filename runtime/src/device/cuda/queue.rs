@@ -3,7 +3,7 @@
 use super::super::{Addr, CallerStream, IndexFailure, Launch, Memory, Queue, Recording};
 use super::api::Failure;
 use super::memory::{DeviceMemory, PinnedMemory};
-use super::{CudaCode, Driver, is_sticky};
+use super::{CudaCode, Driver, Entry, is_sticky};
 use crate::error::{DeviceError, Result, RunError};
 use cudarc::driver::sys as cu;
 use format::abi::KernelStatus;
@@ -189,12 +189,12 @@ impl CudaQueue {
         Ok(())
     }
 
-    /// Blocks of the grid: a warp for each iteration, as far as that pays.
-    fn blocks(&self, l: &Launch<'_>, block: u32) -> u64 {
-        let warps = u64::from((block / LANES).max(1));
+    /// Blocks of the grid: a warp, or a block, for each iteration, as far as that pays.
+    fn blocks(&self, l: &Launch<'_>, entry: &Entry) -> u64 {
+        let warps = u64::from((entry.block / LANES).max(1));
         let most = self.code.driver.info.units as u64 * BLOCKS_PER_UNIT;
         let scratch = SCRATCH_BYTES / (l.scratch.max(0) as u64 * warps).max(1);
-        (l.trip as u64).div_ceil(warps).min(most).min(scratch).max(1)
+        (l.trip as u64).div_ceil(entry.at_once.into()).min(most).min(scratch).max(1)
     }
 }
 
@@ -211,7 +211,7 @@ impl Queue for CudaQueue {
         };
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
-        let blocks = self.blocks(l, entry.block);
+        let blocks = self.blocks(l, entry);
         let warps = blocks * u64::from((entry.block / LANES).max(1));
         let scratch = u64::try_from(l.scratch).unwrap_or(u64::MAX).saturating_mul(warps);
         if scratch > code.limits.arena_bytes {

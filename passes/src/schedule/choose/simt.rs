@@ -1,0 +1,121 @@
+//! The block tile of a contraction on a GPU.
+
+use super::{Choice, Chooser};
+use crate::lower::block::{Factors, factors};
+use crate::schedule::{BlockTile, ColTile, Edge, LoopSpec, Schedule};
+use ir::kernel::Guard;
+use ir::{Dim, Var};
+
+/// Rows, columns and threads of a block.
+type Tile = (u32, u32, u32);
+
+/// A thread has 8 x 8 elements, or 8 x 4: 16 or 12 words read from shared memory for 64
+/// or 32 multiply-adds.
+const TILES: [Tile; 7] = [
+    (128, 128, 256),
+    (128, 64, 128),
+    (64, 128, 128),
+    (64, 64, 128),
+    (64, 32, 64),
+    (32, 64, 64),
+    (32, 32, 32),
+];
+/// Part of the peak that 8 x 8 and 8 x 4 elements reach, as far as shared memory allows.
+const LARGE: f64 = 1.0;
+const SMALL: f64 = 0.75;
+/// Threads that a multiprocessor holds at 128 registers each, and those that hide its latencies.
+const RESIDENT: f64 = 512.0;
+const BUSY: f64 = 256.0;
+/// Fewer rows, columns or steps than these leave most of the smallest block idle.
+const LEAST: (i64, i64, i64) = (24, 24, 8);
+
+impl Chooser<'_> {
+    /// A schedule with a block tile; `None` where the kernel is no contraction, or too small a one.
+    ///
+    /// Columns are those that other schedules would have in lanes; where these would lay no axis of a contraction there,
+    /// whichever axis takes the least time: blocks read through shared memory, so that no operand has to be
+    /// contiguous along the columns.
+    pub(super) fn block_choice(&self) -> Option<Choice> {
+        if !self.target.simt
+            || !self.parallel
+            || self.free.len() != self.a.k.domain.len()
+            || !self.idempotent()
+        {
+            return None;
+        }
+        if let Some((col, panel)) = self.col.filter(|_| self.contraction) {
+            return self.block_with(col, panel).map(|c| c.1);
+        }
+        let all = self.free.iter().filter_map(|v| self.block_with(*v, self.a.panel(*v)));
+        all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|c| c.1)
+    }
+
+    /// The schedule with these columns, and its time in units of its own.
+    fn block_with(&self, col: Var, panel: Option<i64>) -> Option<(f64, Choice)> {
+        let f = factors(self.a.k, col).filter(|f| !f.rows.is_empty())?;
+        let product =
+            |vars: &[Var]| Dim::product(&vars.iter().map(|v| self.a.extent(*v)).collect::<Vec<_>>());
+        let (rows, steps) = (product(&f.rows), product(&f.reduce));
+        let cols = product(&f.cols) * self.a.extent(col);
+        let mut guards = Vec::new();
+        for (dim, least) in [(&rows, LEAST.0), (&cols, LEAST.1), (&steps, LEAST.2)] {
+            if dim.bounds(&self.a.facts).0 < least {
+                if dim.as_const().is_some() {
+                    return None;
+                }
+                guards.push(Guard { expr: dim - Dim::from(least), bound: Dim::from(Dim::LIMIT) });
+            }
+        }
+        let ((row_size, col_size, threads), time) = self.block_tile(&f, &rows, col, panel)?;
+        let order = self.inner_specs().into_iter().next()?.order;
+        let (depth, flat) = self.steps_at_a_time(&order, row_size * col_size / threads)?;
+        let axis = |axis, step| LoopSpec { axis, step, parallel: true };
+        let mut loops: Vec<LoopSpec> = f.shared.iter().map(|v| axis(*v, 1)).collect();
+        loops.push(axis(f.rows[0], row_size));
+        // blocks that run together share rows, and between them have all columns
+        loops.extend(f.cols.iter().map(|v| axis(*v, 1)));
+        loops.push(axis(col, col_size));
+        let whole = self.a.extent(col).divisible_by(col_size.into(), &self.a.facts);
+        let edge = if whole { Edge::Exact } else { Edge::Mask };
+        let cols = ColTile { axis: col, size: col_size, edge, tail: col_size, panel: panel.is_some() };
+        let block = BlockTile { threads, rows: f.rows, row_size, steps: order, depth, flat };
+        let schedule = Schedule { loops, cols: Some(cols), block: Some(block), ..Schedule::default() };
+        Some((time, Choice { guards, schedule, ns_per_iter: self.nanoseconds() }))
+    }
+
+    /// The tile with the least time: multiprocessors take turns at tiles, and need threads enough to be busy.
+    fn block_tile(&self, f: &Factors, rows: &Dim, col: Var, panel: Option<i64>) -> Option<(Tile, f64)> {
+        let units = (self.target.threads as f64 / 16.0).max(1.0);
+        let others: f64 =
+            f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
+        let (rows, cols) = (self.a.estimate(rows), self.a.estimate(&self.a.extent(col)));
+        let time = |(r, c, threads): Tile| {
+            let (r, c, threads) = (f64::from(r), f64::from(c), f64::from(threads));
+            let tiles = others * (rows / r).ceil() * (cols / c).ceil();
+            let turns = (tiles / units).ceil();
+            let resident = turns.min((RESIDENT / threads).floor()) * threads;
+            let reached = if r * c / threads >= 64.0 { LARGE } else { SMALL };
+            turns * r * c / (reached * (resident / BUSY).min(1.0).sqrt())
+        };
+        let fits = |t: &(u32, u32, u32)| panel.is_none_or(|p| p == i64::from(t.1));
+        let timed = TILES.into_iter().filter(fits).map(|t| (t, time(t)));
+        timed.min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// Steps that are staged at a time, and whether they run through all axes of the reduction as one. `own`: elements of
+    /// a thread; beside 64 of them there are registers for 8 steps ahead.
+    fn steps_at_a_time(&self, order: &[Var], own: u32) -> Option<(u32, bool)> {
+        let extent = |v: &Var| self.a.extent(*v).as_const();
+        let fill =
+            |n: i64, depth: i64| n as f64 / (n.max(1) as u64).div_ceil(depth as u64) as f64 / depth as f64;
+        let last = extent(order.last()?);
+        let few = |n: i64| fill(n, 8) > fill(n, 16);
+        let depth = |n: Option<i64>| if own >= 64 || n.is_some_and(few) { 8 } else { 16 };
+        // quotients and remainders for each element cost less than staging mostly zeros
+        if last.is_some_and(|n| order.len() > 1 && fill(n, depth(last).into()) < 0.75) {
+            let all = order.iter().map(extent).try_fold(1i64, |p, n| p.checked_mul(n?));
+            return Some((depth(all), true));
+        }
+        Some((depth(last), false))
+    }
+}
