@@ -7,6 +7,12 @@
 //! `begin..end` that it gets as arguments and ignores `lo` and `hi`. No other loop is parallel; `Barrier` and
 //! `Pipe` do not occur. All loads and stores happen inside the loop. Distinct buffers do not overlap.
 //!
+//! **Blocks of warps** (only where the tile form's parallel loop is one over the grid; the emitters for CPUs refuse them): the loop is
+//! `parallel: Some(Grid)`, and its body holds `let`s without loads, then exactly one `for` with `parallel: Some(Warp)` over the warps of
+//! the block (`launch.block[0]` threads), which all run at once. Local arrays are shared ones of known size; `Barrier(Warp)`
+//! stands where every warp comes by. The address of a vector access has a vector for its index, a place for each
+//! lane, then `row` and `col` are 0 and `align` says how far neighbours may be read together.
+//!
 //! **Values.** Every value is a scalar (1 x 1) or a vector (1 x L). All vectors of a function have the same number of
 //! lanes L = `TargetDesc::lanes(4)`, whatever their element type: 64-bit elements take two registers, which LLVM
 //! splits itself and an emitter of 128-bit code splits. Value types are `i32 u32 i64 u64 f32 f64 bool`; a bool

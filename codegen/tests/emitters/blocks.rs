@@ -3,12 +3,15 @@
 
 use crate::harness::{Case, run};
 use crate::lowered::kernel_cases;
+use crate::ptx::execute;
 use ir::build::{Builder, V};
 use ir::prim::WindowDim;
 use ir::testing::{Rng, random_tensor};
 use ir::{DType, Dim, Module, Sym};
 use kernelsmith_codegen::Backend;
 use kernelsmith_codegen::ptx::Ptx;
+use ptx_interp::Config;
+use ptx_interp::assemble::Ptxas;
 
 type Build = fn(&mut Builder) -> ir::Result<V>;
 
@@ -165,5 +168,63 @@ fn sizes_from_outside() {
     for sizes in [[70, 20, 90], [24, 8, 24], [64, 48, 32]] {
         let sizes: Vec<(Sym, i64)> = [&m, &k, &n].into_iter().map(sym).zip(sizes).collect();
         run(&Ptx::new(1), 32, block_cases("symbols", module.clone(), &sizes));
+    }
+}
+
+/// What the hot loops of contractions cost, for `docs/ptx-evidence.md`: run with `--run-ignored all --no-capture`. Rows are few, tiles
+/// are those of the device.
+#[test]
+#[ignore = "prints figures; takes a minute"]
+fn counted() {
+    let mut b = Builder::new("product");
+    let m = b.symbol("m", 1, 4096);
+    let x = b.input("x", DType::F32, vec![m.clone(), Dim::from(512)]);
+    let y = input(&mut b, "y", DType::F32, &[512, 512]);
+    let out = b.matmul(x, y).unwrap();
+    count("512 x 512 weights, 128 rows", b.finish(&[("out".to_string(), out)]).unwrap(), m, 128);
+    let mut b = Builder::new("convolution");
+    let n = b.symbol("n", 1, 64);
+    let x = b.input("x", DType::F32, vec![n.clone(), Dim::from(128), Dim::from(9), Dim::from(29)]);
+    let w = weights(&mut b, DType::F32, &[128, 128, 3, 3]).unwrap();
+    let stride = WindowDim { stride: 2, ..WindowDim::unit() };
+    let out = b.convolve(x, w, &[stride.clone(), stride], 1, DType::F32).unwrap();
+    let zero = b.scalar(DType::F32, 0.0).unwrap();
+    let out = b.max(out, zero).unwrap();
+    count(
+        "3 x 3 of 128 channels, stride 2, 4 x 14 places",
+        b.finish(&[("out".to_string(), out)]).unwrap(),
+        n,
+        2,
+    );
+}
+
+fn count(name: &str, module: Module, symbol: Dim, size: i64) {
+    let backend = Ptx::new(1);
+    let sizes = [(symbol.as_sym().expect("a symbol"), size)];
+    let cases = kernel_cases(module, &sizes, &backend.target(), 7).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for case in cases.into_iter().flatten() {
+        let compiled = backend.compile(&[&case.func]).expect("it compiles").remove(0);
+        let config = Config { counters: true, ..Config::default() };
+        let c = execute(&case, &compiled, &config).expect("it runs").counters;
+        let fma = (c.flops / 2).max(1) as f64;
+        let text = String::from_utf8(compiled.object.clone()).expect("PTX is text");
+        let registers = |arch: &str| {
+            let texts = [(compiled.symbol.clone(), text.clone())];
+            Ptxas::find().and_then(|p| p.assemble(arch, &texts).ok()).map(|r| r.registers)
+        };
+        println!("{name}: {}", case.label);
+        println!(
+            "  {fma} fma; per 1000 of them: {:.2} warp instructions, {:.2} global sectors read, {:.2} written, {:.2} shared \
+             passes, {:.3} of these conflicts; {} barriers; {:?} and {:?} registers, {} threads",
+            1e3 * c.warp_instructions as f64 / fma,
+            1e3 * c.global_loads.passes as f64 / fma,
+            1e3 * c.global_stores.passes as f64 / fma,
+            1e3 * (c.shared_loads.passes + c.shared_stores.passes) as f64 / fma,
+            1e3 * (c.shared_loads.wasted() + c.shared_stores.wasted()) as f64 / fma,
+            c.barriers,
+            registers("sm_80"),
+            registers("sm_90a"),
+            compiled.block,
+        );
     }
 }

@@ -12,7 +12,7 @@ use passes::schedule::lower_plainly;
 
 /// Iterations of one kernel, and bytes of one operand, that a test runs at most.
 const MOST_TRIPS: i64 = 4096;
-const MOST_BYTES: i64 = 512 << 10;
+const MOST_BYTES: i64 = 2 << 20;
 
 /// What operands hold.
 #[derive(Clone, Copy, PartialEq, Eq)]

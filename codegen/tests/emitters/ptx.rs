@@ -4,7 +4,7 @@
 use crate::harness::{Case, Near};
 use kernelsmith_codegen::CompiledFunc;
 use ptx_interp::assemble::Ptxas;
-use ptx_interp::{Config, DeviceMemory, Error, Module, Params};
+use ptx_interp::{Config, Counters, DeviceMemory, Error, Module, Params};
 
 /// Blocks of a launch: more than run together, and fewer than iterations.
 const BLOCKS: u32 = 3;
@@ -20,6 +20,7 @@ pub struct Outcome {
     pub steps: u64,
     /// [`ptx_interp::Counters::trace`]
     pub trace: u64,
+    pub counters: Counters,
 }
 
 /// Launches a kernel that was emitted for `case`.
@@ -69,7 +70,7 @@ pub fn execute_on(
     let status = download(status, 24);
     let word = |i: usize| i64::from_le_bytes(status[8 * i..][..8].try_into().expect("8 bytes"));
     let (steps, trace) = (counters.warp_instructions, counters.trace);
-    Ok(Outcome { bufs, status: [word(0), word(1), word(2)], steps, trace })
+    Ok(Outcome { bufs, status: [word(0), word(1), word(2)], steps, trace, counters })
 }
 
 /// What is wrong with the outcome of a kernel, which computes bit by bit what the interpreter of loop IR does: both
