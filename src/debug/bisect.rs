@@ -209,13 +209,16 @@ impl Search<'_> {
 
     fn at_level(&mut self, model: &Repro, level: Level, seen: Deviation) -> Result<Finding, Error> {
         let whole = Repro { module: model.module.clone(), sets: model.sets[..1].to_vec() };
-        let cut = self.cut(&whole, &seen);
+        // the kernel alone, or with more and more of those before it: a layout takes two to go wrong
+        let cut = [0, 1, 2, 4, 8, 16].into_iter().find_map(|before| {
+            self.cut(&whole, &seen, before).filter(|c| self.wrong(c, level, &Limits::default()))
+        });
         let start = match cut {
-            Some(cut) if self.wrong(&cut, level, &Limits::default()) => {
+            Some(cut) => {
                 (self.tell)(&format!("cut out: {} operations of {}", cut.ops(), whole.ops()));
                 cut
             }
-            _ => whole,
+            None => whole,
         };
         let (decision, of) = self.decision(&start, level);
         if let Some((d, node)) = &decision {
@@ -235,8 +238,9 @@ impl Search<'_> {
         })
     }
 
-    /// The part of the canonical graph that computes the bad value from the values in buffers before it.
-    fn cut(&self, model: &Repro, seen: &Deviation) -> Option<Repro> {
+    /// The part of the canonical graph that computes the bad value from the values in buffers before it, but for the
+    /// last so many `before` it, which are computed too.
+    fn cut(&self, model: &Repro, seen: &Deviation, before: usize) -> Option<Repro> {
         let at = take(&model.module, self.options, &Limits::default(), Level::Kernels).ok()?;
         let canonical = &at.planned.module;
         let bad = seen.id?;
@@ -244,8 +248,13 @@ impl Search<'_> {
         let constant = |v: &ir::ValueId| {
             canonical.graph.def_op(*v).is_some_and(|op| canonical.graph[op].operands.is_empty())
         };
-        let cut: HashSet<ir::ValueId> =
-            values.known.keys().filter(|v| **v != bad && !constant(v)).copied().collect();
+        let order = canonical.graph.ops().flat_map(|(_, op)| op.results.iter().copied());
+        let mut known: Vec<ir::ValueId> = order
+            .take_while(|v| *v != bad)
+            .filter(|v| values.known.contains_key(v) && !constant(v))
+            .collect();
+        known.truncate(known.len().saturating_sub(before));
+        let cut: HashSet<ir::ValueId> = known.into_iter().collect();
         let whole = Repro { module: canonical.clone(), sets: model.sets.clone() };
         shrink::cut(&whole, &[bad], &cut, &values.known)
     }
