@@ -36,6 +36,8 @@ const NS_PER_OP: f64 = 0.2;
 const BYTES_PER_NS: f64 = 16.0;
 /// Values that share a byte, at most.
 const PLACES: i64 = 4;
+/// Rows that fill no tile.
+const FEW: f64 = 8.0;
 /// Vector instructions below which an iteration of the parallel loop is not worth its dispatch.
 const MIN_WORK: f64 = 2000.0;
 
@@ -284,6 +286,7 @@ impl<'a> Chooser<'a> {
             overlap,
             extra: 0,
             col_operands: 1,
+            few: false,
             col_bytes: self.col_bytes(&reductions),
         };
         let (tile, score) = tiles::best(&question, self.target);
@@ -300,6 +303,7 @@ impl<'a> Chooser<'a> {
             question.rows = axis.extent.as_const();
             question.rows_step = known_factor(&axis.extent);
             question.contraction = contraction;
+            question.few = self.a.facts.likely(&axis.extent) < FEW;
             question.row_bytes = row_bytes;
             question.extra = if contraction && self.product_of_reads() { 0 } else { 2 };
             question.col_operands = self.col_operands(axis.var, col, &reductions);

@@ -1,7 +1,7 @@
 //! The register tile of a kernel: how many rows and columns one pass of its innermost loop computes.
 //!
 //! Measured on Zen 4 with 512-bit vectors: every tile with at least 12 accumulators, at least 3 rows and no
-//! spill runs at the peak of the FMA units (14 x 32, 6 x 64, 8 x 48, 24 x 16 alike). So the choice is about
+//! spill runs at the peak of the FMA units (14 x 32, 6 x 64, 8 x 48, 24 x 16 alike); on Zen 5 as well, but for one vector of columns. So the choice is about
 //! what is wasted at edges, about loads per multiply-add, and about rows that fall into one cache set.
 
 use ir::target::TargetDesc;
@@ -28,6 +28,8 @@ pub struct Question {
     pub extra: u32,
     /// Column operands: more than one where the column factor is decoded.
     pub col_operands: u32,
+    /// Rows are likely to be few where their number is not known.
+    pub few: bool,
     /// Bytes of the column operand in one column, where they are known: the steps of the reduction.
     pub col_bytes: Option<i64>,
 }
@@ -124,7 +126,7 @@ fn score(q: &Question, tile: Tile, nv: u32) -> f64 {
     // leaves no multiply-add without a load of its own, which measured 0.80 of the peak on Zen 5 (22 x 16)
     let single = if nv == 1.0 { 0.12 } else { 0.0 };
     // the same panels serve a single row, whose accumulators are few
-    let lone = if q.rows.is_none() { 0.005 * (4.0 - nv).max(0.0) } else { 0.0 };
+    let lone = if q.rows.is_none() && q.few { 0.005 * (4.0 - nv).max(0.0) } else { 0.0 };
     let loads = match q.contraction {
         true => 1.0 - 0.12 / r - 0.06 / nv - single - lone,
         false => 1.0 - 0.1 / r - 0.02 / nv,
@@ -170,6 +172,7 @@ mod tests {
             overlap: true,
             extra: 0,
             col_operands: 1,
+            few: false,
             col_bytes: None,
         };
         let (t, score) = best(&q, target);
