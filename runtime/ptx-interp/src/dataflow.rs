@@ -112,6 +112,90 @@ pub fn independent(kernel: &Kernel) -> HashSet<u32> {
     instructions(kernel).filter(|i| !reads_memory(i) && !depends(i)).map(|i| i.line).collect()
 }
 
+/// An access to memory: its array, where that is known, and whether it may write.
+type Access<'a> = (Option<&'a str>, bool);
+
+/// Lines of the `bar.warp.sync` that order nothing: on no path is there an access before one (and after the barrier before
+/// it) to the array that an access after it (and before the next barrier) means, unless both read.
+///
+/// Arrays are told apart by the register that their addresses begin with, where that is one of a kernel's own arrays
+/// (a sum, as opposed to an operand, which may lie in the memory of another one). That accesses stay inside
+/// of their arrays is not proved here; the interpreter of loop IR checks it.
+pub fn idle_syncs(kernel: &Kernel) -> HashSet<u32> {
+    let body: Vec<&Stmt> = kernel.body.iter().collect();
+    let inst = |i: usize| match body[i] {
+        Stmt::Inst(inst) => Some(inst),
+        Stmt::Label(_) => None,
+    };
+    let is_sync =
+        |i: usize| inst(i).is_some_and(|s| s.guard.is_none() && s.opcode.join(".") == "bar.warp.sync");
+    let label = |name: &str| body.iter().position(|s| matches!(s, Stmt::Label(l) if l == name));
+    let mut next: Vec<Vec<usize>> = Vec::new();
+    for i in 0..body.len() {
+        let mut to = Vec::new();
+        let base = inst(i).map_or("", |s| s.opcode[0].as_str());
+        let always = inst(i).is_some_and(|s| s.guard.is_none());
+        if let (Some(Operand::Name(l)), "bra") = (inst(i).and_then(|s| s.operands.first()), base) {
+            to.extend(label(l));
+        }
+        if i + 1 < body.len() && !(always && matches!(base, "bra" | "ret" | "exit")) {
+            to.push(i + 1);
+        }
+        next.push(to);
+    }
+    let mut before = vec![Vec::new(); body.len()];
+    next.iter().enumerate().for_each(|(i, to)| to.iter().for_each(|t| before[*t].push(i)));
+    // accesses from `start` on, up to barriers
+    let reach = |start: usize, edges: &[Vec<usize>]| {
+        let (mut todo, mut seen, mut found) = (edges[start].clone(), HashSet::new(), Vec::new());
+        while let Some(i) = todo.pop() {
+            if !seen.insert(i) || is_sync(i) {
+                continue;
+            }
+            found.extend(inst(i).and_then(|s| access(kernel, s)));
+            todo.extend(&edges[i]);
+        }
+        found
+    };
+    let meets = |a: &Access, b: &Access| (a.1 || b.1) && (a.0.is_none() || b.0.is_none() || a.0 == b.0);
+    let idle = |i: usize| {
+        let after = reach(i, &next);
+        !reach(i, &before).iter().any(|a| after.iter().any(|b| meets(a, b)))
+    };
+    (0..body.len()).filter(|i| is_sync(*i) && idle(*i)).filter_map(|i| Some(inst(i)?.line)).collect()
+}
+
+/// What an instruction does to memory.
+fn access<'a>(kernel: &'a Kernel, inst: &'a Inst) -> Option<Access<'a>> {
+    let base = inst.opcode[0].as_str();
+    match base {
+        "ld" if inst.opcode.iter().any(|m| m == "param") => None,
+        "ld" | "st" => {
+            let register = inst.operands.iter().find_map(|o| match o {
+                Operand::Address(Some(name), _) => Some(name.as_str()),
+                _ => None,
+            });
+            Some((register.and_then(|r| array(kernel, r)), base == "st"))
+        }
+        "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" => Some((None, true)),
+        _ => None,
+    }
+}
+
+/// The register that an address begins with, if it is the sum that begins an array.
+fn array<'a>(kernel: &'a Kernel, mut register: &'a str) -> Option<&'a str> {
+    for _ in 0..8 {
+        let mut writers = instructions(kernel).filter(|i| results(i).contains(&register));
+        let (only, None) = (writers.next()?, writers.next()) else { return None };
+        match (only.opcode[0].as_str(), only.operands.get(3)) {
+            ("mad", Some(Operand::Name(base))) => register = base,
+            ("add", None) => return Some(register),
+            _ => return None,
+        }
+    }
+    None
+}
+
 /// Lines of sums that are taken only where an operand is NaN: between `setp.nan p, a, b` and `selp d, sum, other, p`, and
 /// read by nobody else. Whatever a sum or a difference is elsewhere, there it is NaN.
 pub fn sums_of_nan(kernel: &Kernel) -> HashSet<u32> {
@@ -249,6 +333,22 @@ mod tests {
         assert_eq!(lines(sums_of_nan(&kernel(triple))), [2]);
         assert!(sums_of_nan(&kernel(&format!("{triple}neg.f64 %f4, %f2;\n"))).is_empty());
         assert!(sums_of_nan(&kernel(&triple.replace("%f2, %f0, %p0", "%f0, %f2, %p0"))).is_empty());
+    }
+
+    #[test]
+    fn barriers_between_different_arrays_order_nothing() {
+        let b = "bar.warp.sync 0xffffffff;\n";
+        let arrays =
+            "ld.param.u64 %d0, [a];\nadd.s64 %d1, %d0, 64;\nadd.s64 %d2, %d0, 128;\nmov.u32 %r0, 1;\n";
+        let two = format!(
+            "{arrays}ld.global.u32 %r1, [%d1];\n{b}st.global.u32 [%d2], %r0;\n{b}ld.global.u32 %r2, [%d1+4];\n"
+        );
+        assert_eq!(lines(idle_syncs(&kernel(&two))), [6, 8]);
+        // one array; and in a loop, where the store comes before the load as well
+        let one = two.replace("%d2]", "%d1]");
+        assert!(idle_syncs(&kernel(&one)).is_empty());
+        let around = format!("{arrays}L:\nld.global.u32 %r1, [%d1];\n{b}st.global.u32 [%d1], %r0;\nbra L;\n");
+        assert!(idle_syncs(&kernel(&around)).is_empty());
     }
 
     #[test]
