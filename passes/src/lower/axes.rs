@@ -29,11 +29,14 @@ pub fn normalise(kernel: &Kernel, symbols: &Symbols) -> Kernel {
 /// `arg max x` is the least (or greatest) index at which x equals the maximum: two plain reductions,
 /// which every schedule can vectorise. NaN equals a NaN maximum here.
 pub fn expand_arg_reduce(kernel: &Kernel) -> Kernel {
-    struct Expand;
+    struct Expand {
+        /// Types of the kernel's locals, which the one in the making does not define yet.
+        locals: Vec<DType>,
+    }
     impl Rewrite for Expand {
         fn stmt(&mut self, s: Stmt, k: &mut Kernel) -> Vec<Stmt> {
             let Stmt::ArgReduce { local, max, last, axis, value } = s else { return vec![s] };
-            let dtype = dtype_of(k, value, &[]);
+            let dtype = dtype_of(k, value, &self.locals);
             let monoid = if max { Monoid::Max } else { Monoid::Min };
             let extreme = k.new_local();
             let best = k.expr(Expr::Local(extreme));
@@ -55,7 +58,8 @@ pub fn expand_arg_reduce(kernel: &Kernel) -> Kernel {
             ]
         }
     }
-    rewrite(kernel, &mut Expand)
+    let locals = (0..kernel.locals).map(|l| local_dtype(kernel, l)).collect();
+    rewrite(kernel, &mut Expand { locals })
 }
 
 /// Element type of an expression; `locals` gives those of locals, which are i64 where it is silent.
