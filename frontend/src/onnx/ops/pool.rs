@@ -70,7 +70,7 @@ fn max_pool(cx: &mut NodeCx) -> OpResult {
 }
 
 /// Most positions of a window that is expanded position by position.
-const MAX_TAPS: i64 = 4096;
+const MAX_TAPS: i64 = 256;
 
 /// Values and flat positions (in the input, or with `storage_order` 1 with the spatial dims
 /// reversed) of the maxima. Position by position: the first maximum wins.
@@ -114,6 +114,18 @@ fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
         let area = cx.b.dim_value(&Dim::product(spatial))?;
         cx.b.mul(rows, area)?
     };
+    // by dim and position in the window: what it adds to the flat position, whether it is in the input
+    let mut positions: Vec<Vec<(V, V)>> = Vec::new();
+    let zero = cx.b.scalar_i64(0)?;
+    for i in 0..n {
+        let (extent, by) = (cx.b.dim_value(&spatial[i])?, cx.b.dim_value(&weight(i))?);
+        let position = |k: i64| -> Result<(V, V), OpError> {
+            let pos = cx.b.add_scalar(first[i], (k * w.dilations[i]) as f64)?;
+            let (a, b) = (cx.b.ge(pos, zero)?, cx.b.lt(pos, extent)?);
+            Ok((cx.b.mul(pos, by)?, cx.b.and(a, b)?))
+        };
+        positions.push((0..w.kernel[i]).map(position).collect::<Result<_, _>>()?);
+    }
     let (mut best, mut at): (Option<V>, Option<V>) = (None, None);
     for tap in 0..taps {
         let (mut start, mut step) = (vec![Dim::from(0); 2 + n], vec![1; 2 + n]);
@@ -125,18 +137,12 @@ fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
             rest /= w.kernel[i];
             start[2 + i] = Dim::from(k * w.dilations[i]);
             step[2 + i] = w.strides[i];
-            let pos = cx.b.add_scalar(first[i], (k * w.dilations[i]) as f64)?;
-            let zero = cx.b.scalar_i64(0)?;
-            let extent = cx.b.dim_value(&spatial[i])?;
-            let (a, b) = (cx.b.ge(pos, zero)?, cx.b.lt(pos, extent)?);
-            let ok = cx.b.and(a, b)?;
+            let (part, ok) = positions[i][k as usize];
             inside = Some(match inside {
                 Some(v) => cx.b.and(v, ok)?,
                 None => ok,
             });
-            let m = cx.b.dim_value(&weight(i))?;
-            let m = cx.b.mul(pos, m)?;
-            place = cx.b.add(place, m)?;
+            place = cx.b.add(place, part)?;
         }
         let v = cx.b.slice(padded, &start, &size, &step)?;
         (best, at) = match (best, at, inside) {
