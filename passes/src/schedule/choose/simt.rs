@@ -66,7 +66,8 @@ impl Chooser<'_> {
                 guards.push(Guard { expr: dim - Dim::from(least), bound: Dim::from(Dim::LIMIT) });
             }
         }
-        let ((row_size, col_size, threads), time) = self.block_tile(&f, &rows, col, panel)?;
+        let known = [&rows, &cols, &steps].iter().all(|d| d.as_const().is_some());
+        let ((row_size, col_size, threads), time) = self.block_tile(&f, &rows, (col, panel), known)?;
         let order = self.inner_specs().into_iter().next()?.order;
         let (depth, flat) = self.steps_at_a_time(&order, row_size * col_size / threads)?;
         let axis = |axis, step| LoopSpec { axis, step, parallel: true };
@@ -84,7 +85,14 @@ impl Chooser<'_> {
     }
 
     /// The tile with the least time: multiprocessors take turns at tiles, and need threads enough to be busy.
-    fn block_tile(&self, f: &Factors, rows: &Dim, col: Var, panel: Option<i64>) -> Option<(Tile, f64)> {
+    /// Sizes that are not known need registers for themselves: beside 64 elements of a thread they would be spilled.
+    fn block_tile(
+        &self,
+        f: &Factors,
+        rows: &Dim,
+        (col, panel): (Var, Option<i64>),
+        known: bool,
+    ) -> Option<(Tile, f64)> {
         let units = (self.target.threads as f64 / 16.0).max(1.0);
         let others: f64 =
             f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
@@ -97,7 +105,8 @@ impl Chooser<'_> {
             let reached = if r * c / threads >= 64.0 { LARGE } else { SMALL };
             turns * r * c / (reached * (resident / BUSY).min(1.0).sqrt())
         };
-        let fits = |t: &(u32, u32, u32)| panel.is_none_or(|p| p == i64::from(t.1));
+        let small = |t: &Tile| known || t.0 * t.1 / t.2 < 64;
+        let fits = |t: &Tile| panel.is_none_or(|p| p == i64::from(t.1)) && small(t);
         let timed = TILES.into_iter().filter(fits).map(|t| (t, time(t)));
         timed.min_by(|a, b| a.1.total_cmp(&b.1))
     }
