@@ -248,7 +248,8 @@ fn unpack(bytes: impl Iterator<Item = u8>, dtype: DType, elems: usize) -> Vec<u8
     let bits = dtype.bits();
     let per = 8 / bits;
     let mask = (1u8 << bits) - 1;
-    let mut out = Vec::with_capacity(elems);
+    // the shape may promise more than there is
+    let mut out = Vec::with_capacity(elems.min(bytes.size_hint().0.saturating_mul(per as usize)));
     'all: for b in bytes {
         for i in 0..per {
             if out.len() == elems {
@@ -293,6 +294,14 @@ fn typed(t: &TensorProto, dtype: DType, elems: usize) -> Result<ConstSource, Dia
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packed_elements_are_counted_before_memory_is_taken() {
+        let t = TensorProto { int32_data: vec![0x21, 0x43], ..TensorProto::default() };
+        let ConstSource::Bytes(bytes) = typed(&t, DType::U4, 4).unwrap() else { panic!("bytes") };
+        assert_eq!(bytes.bytes(), [1, 2, 3, 4]);
+        assert!(typed(&t, DType::U4, 1 << 43).is_err());
+    }
 
     fn storage(bytes: &[u8]) -> Storage {
         Storage {
