@@ -1,8 +1,8 @@
 //! The register tile of a kernel: how many rows and columns one pass of its innermost loop computes.
 //!
 //! Measured on Zen 4 with 512-bit vectors: every tile with at least 12 accumulators, at least 3 rows and no
-//! spill runs at the peak of the FMA units (14 x 32, 6 x 64, 8 x 48, 24 x 16 alike); on Zen 5 as well, but for one vector of columns. So the choice is about
-//! what is wasted at edges, about loads per multiply-add, and about rows that fall into one cache set.
+//! spill runs at the peak of the FMA units (14 x 32, 6 x 64, 8 x 48, 24 x 16 alike); on Zen 5 as well, but for one
+//! vector of columns. So the choice is about what is wasted at edges, about loads per multiply-add, and about rows that fall into one cache set.
 
 use ir::target::TargetDesc;
 
