@@ -13,20 +13,15 @@ use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
 
 pub fn bf16_products(module: &mut Module, fuel: &Fuel) -> Result<()> {
-    let mut rounded = Vec::new();
-    wanted(&module.graph, &module.symbols, &mut rounded);
-    rounded.reverse();
-    rewrite(module, &mut Bf16 { rounded, regions: Vec::new() }, fuel)
+    let symbols = module.symbols.clone();
+    rewrite(module, &mut Bf16 { symbols, regions: Vec::new() }, fuel)
 }
 
-/// Regions in the order in which a rewrite enters them, last first: the values that products of them round.
-fn wanted(g: &Graph, symbols: &Symbols, found: &mut Vec<Region>) {
-    let at = found.len();
-    found.push(Region::default());
+/// The products of a graph that are to change, and the values that they round.
+fn wanted(g: &Graph, symbols: &Symbols) -> Region {
     let mut region = Region::default();
     let mut constant = vec![false; g.value_count()];
     for (_, op) in g.ops() {
-        op.regions.iter().for_each(|r| wanted(r, symbols, found));
         let fixed = matches!(op.prim, Prim::Const(_))
             || op.regions.is_empty()
                 && !op.operands.is_empty()
@@ -48,7 +43,7 @@ fn wanted(g: &Graph, symbols: &Symbols, found: &mut Vec<Region>) {
             region.values.insert(if constant[a.index()] { b } else { a });
         }
     }
-    found[at] = region;
+    region
 }
 
 /// What is to change in one graph.
@@ -63,8 +58,7 @@ struct Region {
 }
 
 struct Bf16 {
-    /// Of the graphs to come, the next one last.
-    rounded: Vec<Region>,
+    symbols: Symbols,
     regions: Vec<Region>,
 }
 
@@ -80,9 +74,8 @@ impl Region {
 }
 
 impl Rule for Bf16 {
-    fn enter(&mut self) {
-        let next = self.rounded.pop().unwrap_or_default();
-        self.regions.push(next);
+    fn enter(&mut self, old: &Graph) {
+        self.regions.push(wanted(old, &self.symbols));
     }
     fn leave(&mut self) {
         self.regions.pop();

@@ -51,7 +51,7 @@ fn key(cx: &Shared<'_>, site: &Site<'_>) -> Option<Key> {
 }
 
 impl Rule for Cse {
-    fn enter(&mut self) {
+    fn enter(&mut self, _: &Graph) {
         self.scopes.push(HashMap::new());
     }
     fn leave(&mut self) {

@@ -83,7 +83,7 @@ fn bytes(dtype: DType, shape: &[usize]) -> Option<usize> {
 }
 
 impl Rule for Fold {
-    fn enter(&mut self) {
+    fn enter(&mut self, _: &Graph) {
         self.scopes.push(HashMap::new());
     }
     fn leave(&mut self) {

@@ -493,7 +493,7 @@ impl Quant {
 }
 
 impl Rule for Quant {
-    fn enter(&mut self) {
+    fn enter(&mut self, _: &Graph) {
         self.known.push(Known::default());
     }
     fn leave(&mut self) {

@@ -4,7 +4,8 @@
 //! their row, a GELU by the root of 2. The product is rounded twice where the quotient is rounded once: within 1.5
 //! units in the last place in place of 0.5. So it is for math modes that allow it, and for divisors whose
 //! reciprocal surely is a normal number: constants, sums of exponentials of what is at most 0 and once 0, roots of
-//! sums with a positive constant.
+//! sums with a positive constant. Quotients that are rounded to whole numbers next stay: a unit in the last place
+//! decides there between two of them, and quantisers promise the nearest.
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use super::simplify::splat;
@@ -12,22 +13,57 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{BinaryOp, Prim, UnaryOp};
-use ir::{ConstData, DType, Module, Monoid, TensorType, ValueId};
+use ir::{ConstData, DType, Graph, Module, Monoid, TensorType, ValueId};
 
 /// Numbers whose reciprocals are normal f32 numbers, and some way off the ends of their range.
 const NORMAL: std::ops::Range<f64> = 1e-30..1e30;
 
 pub fn reciprocals(module: &mut Module, fuel: &Fuel) -> Result<()> {
-    rewrite(module, &mut Reciprocals, fuel)
+    rewrite(module, &mut Reciprocals::default(), fuel)
 }
 
-struct Reciprocals;
+#[derive(Default)]
+struct Reciprocals {
+    /// Of each open region, by value of the old graph: whether it is rounded to a whole number.
+    rounded: Vec<Vec<bool>>,
+}
+
+/// The values of a graph that become whole numbers, by way of bounds, sums and moves at most.
+fn rounded(g: &Graph) -> Vec<bool> {
+    use BinaryOp::{Add, Max, Min, Rem, Sub};
+    use UnaryOp::{Ceil, Floor, RoundEven, Trunc};
+    let mut rounded = vec![false; g.value_count()];
+    for (_, op) in g.ops().rev() {
+        let here = match &op.prim {
+            Prim::Unary(Floor | Ceil | Trunc | RoundEven) | Prim::Binary(Rem) => true,
+            // nobody promises digits of halves
+            Prim::Convert { to, .. } => !to.is_float() || to.bits() < 16,
+            Prim::Binary(Add | Sub | Min | Max) => rounded[op.results[0].index()],
+            Prim::Reshape { .. } | Prim::Transpose { .. } | Prim::Broadcast { .. } | Prim::Slice { .. } => {
+                rounded[op.results[0].index()]
+            }
+            Prim::Pad { .. } | Prim::Concat { .. } | Prim::Select => rounded[op.results[0].index()],
+            _ => false,
+        };
+        if here {
+            op.operands.iter().for_each(|v| rounded[v.index()] = true);
+        }
+    }
+    rounded
+}
 
 impl Rule for Reciprocals {
+    fn enter(&mut self, old: &Graph) {
+        self.rounded.push(rounded(old));
+    }
+    fn leave(&mut self) {
+        self.rounded.pop();
+    }
     fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
         let (Prim::Binary(BinaryOp::Div), &[x, y]) = (&site.op.prim, site.operands) else { return Ok(None) };
         let ty = site.types[0].clone();
-        if ty.dtype != DType::F32 {
+        let whole = self.rounded.last().is_some_and(|r| r[site.op.results[0].index()]);
+        if ty.dtype != DType::F32 || whole {
             return Ok(None);
         }
         let product = Prim::Binary(BinaryOp::Mul);
@@ -150,6 +186,18 @@ mod tests {
         assert!(by(3.0).is_empty());
         // its reciprocal is infinite
         assert_eq!(by(1e-40).len(), 1);
+    }
+
+    #[test]
+    fn quantised_values_are_exact() {
+        let found = after(|b, x| {
+            let scale = b.scalar(DType::F32, 0.1).unwrap();
+            let zero = b.scalar(DType::F32, 3.0).unwrap();
+            let q = b.div(x, scale).unwrap();
+            let q = b.add(q, zero).unwrap();
+            b.round_even(q).unwrap()
+        });
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

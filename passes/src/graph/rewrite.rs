@@ -44,8 +44,8 @@ impl Site<'_> {
 
 /// A pass: for each op either the values that replace its results, or `None` to keep it.
 pub(crate) trait Rule {
-    /// A region begins; `graph` is empty but for its inputs.
-    fn enter(&mut self) {}
+    /// The rewrite of a region begins, which was `old`.
+    fn enter(&mut self, _old: &Graph) {}
     /// The region that was entered last ends.
     fn leave(&mut self) {}
     fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>>;
@@ -62,7 +62,7 @@ pub(crate) fn rewrite(module: &mut Module, rule: &mut dyn Rule, fuel: &Fuel) -> 
 }
 
 fn rewrite_graph(cx: &mut Shared<'_>, old: &Graph, rule: &mut dyn Rule) -> Result<Graph> {
-    rule.enter();
+    rule.enter(old);
     let mut new = Graph::new(old.name.clone());
     let mut map: Vec<Option<ValueId>> = vec![None; old.value_count()];
     for &v in &old.inputs {
