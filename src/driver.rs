@@ -375,6 +375,7 @@ fn finish(
     let (program, stats) = codegen::program::build(&lowered, backend, options.math, store)?;
     let (inputs, outputs) = (inputs_of(&lowered.module), outputs_of(&lowered.module));
     drop(lowered);
+    backend.rest();
     return_memory();
     times.codegen = ms(began);
     let model = load(program, options, machine, &mut times)?;

@@ -50,6 +50,8 @@ pub trait Backend: Send + Sync {
     fn target(&self) -> TargetDesc;
     /// Compiles functions in machine form, in the given order, on several threads.
     fn compile(&self, funcs: &[&Func]) -> Result<Vec<CompiledFunc>, CodegenError>;
+    /// Gives memory back to the system that only compiling needs. More can be compiled afterwards, a little later.
+    fn rest(&self) {}
     /// The emitter's own intermediate language (LLVM IR, CLIF), for people.
     fn ir_text(&self, func: &Func) -> Result<String, CodegenError>;
     /// Assembly, for people.

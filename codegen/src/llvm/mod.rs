@@ -7,6 +7,7 @@ mod build;
 mod func;
 mod inst;
 mod mem;
+mod rest;
 
 use crate::error::Emit;
 use crate::object_check::check_self_contained;
@@ -178,6 +179,9 @@ impl Backend for Llvm {
         done.into_iter().map(|(_, result)| result).collect()
     }
 
+    fn rest(&self) {
+        rest::give_code_back();
+    }
     fn ir_text(&self, func: &Func) -> Result<String, CodegenError> {
         let machine = self.machine()?;
         let context = Context::create();
