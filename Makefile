@@ -82,7 +82,7 @@ bench: build
 	cargo bench --package kernelsmith-benches $(FEATURES)
 	@scripts/venv.sh peers
 	@if ls .venv/peers-*.ready >/dev/null 2>&1; then \
-	    set -x; $(PYTHON) scripts/bench_models.py --bin $(TARGET)/release/kernelsmith; \
+	    set -x; $(PYTHON) scripts/bench_models.py --build-tract --bin $(TARGET)/release/kernelsmith; \
 	    $(PYTHON) scripts/bench_models.py --start --bin $(TARGET)/release/kernelsmith; \
 	else \
 	    echo "skipped: comparing with ONNX Runtime needs scripts/requirements-peers.txt"; \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time models against ONNX Runtime and OpenVINO, taking turns, and print the ratios.
+"""Time models against ONNX Runtime, OpenVINO and tract, taking turns, and print the ratios.
 
     .venv/bin/python scripts/bench_models.py [--models resnet50,bert_base | --families dense,int8] [--threads 2]
 
@@ -9,8 +9,9 @@ Families of models (FAMILIES) get geometric means of it.
 Every contestant is a process that has loaded the model and then takes turns of a few tenths of a
 second, so that a change of clock or load hits all alike. The medians of all runs are compared.
 Without the model zoo (see zoo_prepare.py) only examples/digits is timed. OpenVINO takes part where
-it is installed, with its f32 precision hint; `--peers ort,openvino,openvino-default` chooses, the
-last being OpenVINO's own choice of precision.
+it is installed, with its f32 precision hint, and tract where `--build-tract` (some minutes, once) has built it from
+the crate registry. `--peers ort,openvino,openvino-default,tract` chooses; openvino-default is OpenVINO's own choice of
+precision.
 
 `--start` measures starts in place of runs: milliseconds until a model is ready to run, and the peak of resident
 memory (VmHWM) after it has run once, medians of `--rounds` processes. For peers the clock starts after
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import select
 import shutil
 import statistics
@@ -55,6 +57,9 @@ FAMILIES = {
 # Models of `--start`, where none are named.
 START_MODELS = "resnet50,bert_base,mobilenet_v2"
 
+
+TRACT = common.ROOT / "benches" / "tract"
+TRACT_PROGRAM = common.target_dir() / "tract" / "release" / "kernelsmith-bench-tract"
 
 # ---- the peers, each in a process of its own ----
 
@@ -105,17 +110,30 @@ def openvino_worker(model: str, inputs: str, threads: int, precision: str | None
     serve(lambda: request.infer(feeds), (time.perf_counter() - began) * 1e3)
 
 
+def build_tract():
+    command = ["cargo", "build", "--release", "--manifest-path", TRACT / "Cargo.toml",
+               "--target-dir", TRACT_PROGRAM.parent.parent]
+    if subprocess.run(command).returncode != 0:
+        print("tract can't be built here: going on without")
+
+
+def tract_worker(model: str, inputs: str, threads: int):
+    os.execv(TRACT_PROGRAM, [str(TRACT_PROGRAM), model, inputs, str(threads)])
+
+
 WORKERS = {
     "ort": ort_worker,
     "openvino": lambda m, i, t: openvino_worker(m, i, t, "f32"),
     "openvino-default": lambda m, i, t: openvino_worker(m, i, t, None),
+    "tract": tract_worker,
 }
 
 
 def installed_peers() -> list[str]:
     from importlib.util import find_spec
 
-    return [p for p, module in (("ort", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
+    found = [p for p, module in (("ort", "onnxruntime"), ("openvino", "openvino")) if find_spec(module)]
+    return found + ["tract"] * TRACT_PROGRAM.exists()
 
 
 # ---- contestants ----
@@ -377,7 +395,10 @@ def main():
     ap.add_argument("--turn-s", type=float, default=0.3, help="how long a turn lasts, about")
     ap.add_argument("--timeout", type=float, default=300)
     ap.add_argument("--out", type=Path, help="default: benches/results/models.json")
+    ap.add_argument("--build-tract", action="store_true", help="build the contestant tract first")
     args = ap.parse_args()
+    if args.build_tract:
+        build_tract()
     if args.families:
         unknown = [f for f in args.families.split(",") if f not in FAMILIES]
         if unknown:
