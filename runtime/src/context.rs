@@ -76,6 +76,36 @@ impl Context {
         done
     }
 
+    /// Makes everything that runs with inputs of these sizes keep: memory, and on a GPU the recording that such runs
+    /// replay, which otherwise the second of them makes. States are as they were. Later runs with other numbers of rows in the
+    /// states replay it too, as far as their work is the same.
+    ///
+    /// # Errors
+    /// As for `run`.
+    pub fn warm_up(&mut self, inputs: &[InputView<'_>]) -> Result<()> {
+        let rows: Vec<i64> = self.state.iter().flat_map(|s| &s.kept).map(|k| k.len).collect();
+        let mut done = Ok(());
+        for _ in 0..2 {
+            done = done.and_then(|()| self.run(inputs));
+            let kept = self.state.iter_mut().flat_map(|s| &mut s.kept);
+            kept.zip(&rows).for_each(|(kept, len)| kept.len = *len);
+        }
+        done
+    }
+
+    /// Nanoseconds of a GPU for a run with these inputs, without what goes to it and comes from it: of `times` replays one after
+    /// the other, the mean. States are as they were. `None` where such runs are not replayed: on a CPU, or where the
+    /// host has a part in them.
+    ///
+    /// # Errors
+    /// As for `run`.
+    pub fn time_replays(&mut self, inputs: &[InputView<'_>], times: u32) -> Result<Option<f64>> {
+        self.warm_up(inputs)?;
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        let nanos = state.time_replays(times.max(1))?;
+        Ok(nanos.map(|n| n as f64 / f64::from(times.max(1))))
+    }
+
     /// As [`Context::run`], but comes back as soon as the work is handed to the device, where the host has no part in
     /// the rest; the inputs may change then. There are no outputs before [`Context::wait`].
     ///
@@ -164,6 +194,10 @@ impl Context {
     /// Runs so far that were one call to the device, since an earlier run with the same sizes was recorded.
     pub fn replays(&self) -> u64 {
         self.state.as_ref().map_or(0, |s| s.replays)
+    }
+    /// Recordings that are kept, and the device memory that they take, in bytes.
+    pub fn recordings(&self) -> (usize, usize) {
+        self.state.as_ref().map_or((0, 0), State::recordings)
     }
     /// Kernels that were handed to the device so far.
     pub fn launches(&self) -> u64 {

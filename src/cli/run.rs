@@ -117,6 +117,9 @@ fn device_report(compiled: &Compiled, context: &Context) -> serde_json::Value {
         "code_ms": model.code_ms(),
         "host_calls": context.host_calls().0,
         "host_ops": ops,
+        "replays": context.replays(),
+        "recordings": context.recordings().0,
+        "recordings_bytes": context.recordings().1,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::flow::Accesses;
 use super::four::{self, Fours};
-use super::isa::{Binary, Class, Compare, Entry, Inst as PtxInst, Op, Operand, Reg, Special, Type};
+use super::isa::{Binary, Class, Compare, Entry, Inst as PtxInst, Op, Operand, Reg, Space, Special, Type};
 use super::range::Range;
 use super::{LANES, WARPS_PER_BLOCK};
 use crate::Fault;
@@ -204,8 +204,11 @@ impl Emitter<'_> {
             self.bases.insert(Mem::Buf(i as u32), (base, None));
         }
         for _ in 0..self.func.syms.len() {
-            let sym = next(self);
-            self.syms.push(sym);
+            let generic = next(self);
+            let base = self.global_address(generic);
+            let d = self.fresh(Class::B64);
+            self.push(Op::Ld { space: Space::Global, ty: Type::S64, d, base, offset: 0 });
+            self.syms.push(d);
         }
         let (scratch, status) = (next(self), next(self));
         self.status = self.global_address(status);

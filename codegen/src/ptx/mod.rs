@@ -37,9 +37,10 @@ pub const WARPS_PER_BLOCK: u32 = 4;
 
 /// One kernel as PTX text.
 ///
-/// Parameters, 64 bits each, in this order: the address of each buffer, the value of each symbol, the address of
-/// scratch memory (the function's scratch bytes for each warp of the grid), the address of the status word
-/// (`KernelStatus` in `format::abi`). A grid of any number of blocks does all the work: warps stride over the iterations.
+/// Parameters, 64 bits each, in this order: the address of each buffer, the address of each symbol's value (an `i64`
+/// in device memory, so that a launch that has been recorded serves other sizes too), the address of scratch memory
+/// (the function's scratch bytes for each warp of the grid), the address of the status word (`KernelStatus` in
+/// `format::abi`). A grid of any number of blocks does all the work: warps stride over the iterations.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PtxKernel {
     pub text: String,

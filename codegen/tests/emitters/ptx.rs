@@ -56,7 +56,10 @@ pub fn execute_on(
     let own = own.eval_syms(&|s| Some(case.syms[syms.iter().position(|x| *x == s)?])).expect("a size");
     let warps = i64::from(blocks * threads.iter().product::<u32>() / 32);
     let scratch = memory.alloc((own * warps) as usize);
-    let params = at.iter().copied().chain(case.syms.iter().take(syms.len()).map(|s| *s as u64));
+    let values: Vec<u8> = case.syms.iter().take(syms.len()).flat_map(|s| s.to_le_bytes()).collect();
+    let sizes = memory.reserve(values.len() as u64, 512);
+    memory.insert(sizes, values, true);
+    let params = at.iter().copied().chain((0..syms.len() as u64).map(|i| sizes + 8 * i));
     let params = params.chain([scratch, status]).fold(Params::new(), Params::u64);
     let config = Config { step_limit: config.step_limit.min(BUDGET), ..config.clone() };
     let counters =

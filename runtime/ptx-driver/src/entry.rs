@@ -2,7 +2,7 @@
 
 use crate::codes;
 use crate::context::put;
-use crate::stream::{Event, Graph, Stream, Work};
+use crate::stream::{BYTES_OF_NODE, Event, Graph, Stream, Work};
 use crate::world::within;
 use std::ffi::{c_uint, c_ulonglong, c_void};
 
@@ -152,7 +152,7 @@ extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> u32 {
         let s = w.streams.get_mut(&stream).ok_or(codes::INVALID_HANDLE)?;
         let work = s.capture.take().ok_or(codes::INVALID_VALUE)?;
         let handle = w.handle();
-        w.graphs.insert(handle, Graph { work, launchable: false });
+        w.graphs.insert(handle, Graph { work, ..Graph::default() });
         put(graph, handle)
     })
 }
@@ -161,8 +161,13 @@ extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> u32 {
 extern "C" fn cuGraphInstantiateWithFlags(exec: *mut usize, graph: usize, _flags: c_ulonglong) -> u32 {
     within(|w| {
         let work = w.graphs.get(&graph).ok_or(codes::INVALID_HANDLE)?.work.clone();
+        if !w.settings.graphs {
+            return Err(codes::OUT_OF_MEMORY);
+        }
+        let bytes = BYTES_OF_NODE * work.len() as u64;
+        w.take(bytes)?;
         let handle = w.handle();
-        w.graphs.insert(handle, Graph { work, launchable: true });
+        w.graphs.insert(handle, Graph { work, launchable: true, bytes });
         put(exec, handle)
     })
 }
@@ -185,6 +190,8 @@ extern "C" fn cuGraphDestroy(graph: usize) -> u32 {
 extern "C" fn cuGraphExecDestroy(exec: usize) -> u32 {
     within(|w| {
         w.wait_for_all()?;
-        w.graphs.remove(&exec).map(|_| ()).ok_or(codes::INVALID_HANDLE)
+        let graph = w.graphs.remove(&exec).ok_or(codes::INVALID_HANDLE)?;
+        w.used -= graph.bytes;
+        Ok(())
     })
 }

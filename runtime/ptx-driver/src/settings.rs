@@ -6,7 +6,7 @@
 //! `KERNELSMITH_PTX_FAULT`, likewise: `no-device`; `no-devices-listed` (initialised, but none is there); `old-driver`;
 //! `old-device`; `memory=N` (bytes of the device); `launch=N` (the N-th kernel, counted from 1, fails while it runs);
 //! `refuse=N` (its launch is refused); `assemble` (no text is accepted); `no-maps` (memory cannot be mapped at addresses
-//! that are reserved); `map=N` (the N-th such mapping is refused); `link` (nothing is assembled to machine code); `binary`
+//! that are reserved); `map=N` (the N-th such mapping is refused); `no-graphs` (no memory for graphs); `link` (nothing is assembled to machine code); `binary`
 //! (machine code is refused).
 
 use kernelsmith_ptx_interp::Config;
@@ -36,6 +36,8 @@ pub struct Settings {
     /// There are virtual memory calls.
     pub maps: bool,
     pub unmapped: Option<u64>,
+    /// There is memory for graphs that can be launched.
+    pub graphs: bool,
     pub refuses_links: bool,
     pub refuses_binaries: bool,
 }
@@ -60,6 +62,7 @@ impl Settings {
             assembles: true,
             maps: true,
             unmapped: None,
+            graphs: true,
             refuses_links: false,
             refuses_binaries: false,
         };
@@ -93,6 +96,7 @@ impl Settings {
                 ("binary", None) => s.refuses_binaries = true,
                 ("no-maps", None) => s.maps = false,
                 ("map", Some(n)) => s.unmapped = Some(n),
+                ("no-graphs", None) => s.graphs = false,
                 _ => return Err(name),
             }
         }

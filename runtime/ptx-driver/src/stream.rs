@@ -72,7 +72,12 @@ pub(crate) struct Event {
 pub(crate) struct Graph {
     pub work: Vec<Work>,
     pub launchable: bool,
+    /// Device memory that it takes.
+    pub bytes: u64,
 }
+
+/// Device memory for each piece of work in a graph that can be launched.
+pub(crate) const BYTES_OF_NODE: u64 = 512;
 
 impl World {
     /// Hands work to a stream; 0 is the one that is always there.

@@ -218,6 +218,11 @@ impl Queue for CpuQueue {
         })
     }
 
+    /// Kernels are given the values themselves.
+    fn resize(&self, _: &[i64]) -> Result<()> {
+        Ok(())
+    }
+
     /// A host schedule costs next to nothing where no driver stands between.
     fn record(&self) -> Result<bool> {
         Ok(false)
@@ -231,8 +236,16 @@ impl Queue for CpuQueue {
         Err(RunError::Program("a CPU records nothing".into()))
     }
 
+    unsafe fn replay_timed(&self, _: &dyn Recording, _: u32) -> Result<u64> {
+        Err(RunError::Program("a CPU records nothing".into()))
+    }
+
     fn is_direct(&self) -> bool {
         true
+    }
+
+    fn trim(&self) {
+        self.scratch.take();
     }
 
     fn launches(&self) -> u64 {

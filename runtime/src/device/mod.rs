@@ -92,7 +92,11 @@ pub struct Launch<'a> {
     pub ns_per_iter: f64,
     /// Addresses of the operands.
     pub bufs: &'a [Addr],
+    /// Values of the kernel's symbols.
     pub syms: &'a [i64],
+    /// The same symbols by number, and the values of all symbols of the program.
+    pub numbers: &'a [u32],
+    pub sizes: &'a [i64],
     /// Scratch bytes of a thread, or of a warp.
     pub scratch: i64,
 }
@@ -132,18 +136,27 @@ pub trait Queue: Send {
     fn wait(&self) -> Result<()>;
     /// What kernels that are done have reported; forgets it.
     fn failure(&self) -> Option<IndexFailure>;
+    /// Gives the kernels that are handed over, recorded or replayed from here on these values of the program's symbols.
+    fn resize(&self, sizes: &[i64]) -> Result<()>;
     /// Begins to record instead of doing; false where this queue does not. Until [`Queue::recorded`] nothing may be
-    /// read, written or waited for.
+    /// read, written or waited for, and sizes stay those of the last [`Queue::resize`].
     fn record(&self) -> Result<bool>;
     /// Ends the recording.
     fn recorded(&self) -> Result<Box<dyn Recording>>;
-    /// Does once more what was recorded on this queue.
+    /// Does once more what was recorded on this queue, with the sizes of the last [`Queue::resize`].
     ///
     /// # Safety
     /// As for what was recorded: every address in it still holds as much.
     unsafe fn replay(&self, recording: &dyn Recording) -> Result<()>;
+    /// As [`Queue::replay`], so many times one after the other, and waits; nanoseconds of the device for all of them.
+    ///
+    /// # Safety
+    /// As for `replay`.
+    unsafe fn replay_timed(&self, recording: &dyn Recording, times: u32) -> Result<u64>;
     /// The host may follow addresses of the device, once what writes there is done, which is at once.
     fn is_direct(&self) -> bool;
+    /// Gives back memory that is kept for the next launch. Everything handed over is done, and no recording is left.
+    fn trim(&self);
     /// Kernels handed over so far.
     fn launches(&self) -> u64;
 }
@@ -152,6 +165,8 @@ pub trait Queue: Send {
 pub trait Recording: Send {
     /// For the queue that made it.
     fn as_any(&self) -> &dyn Any;
+    /// Device memory that it takes.
+    fn bytes(&self) -> usize;
 }
 
 /// Which device to open.

@@ -5,10 +5,12 @@
 
 mod bind;
 mod buckets;
+mod call;
 mod places;
+mod tape;
 
 use crate::context::InputView;
-use crate::device::{Addr, CallerStream, Device, Launch, Memory, Queue, nowhere};
+use crate::device::{Addr, CallerStream, Device, Memory, Queue, nowhere};
 use crate::error::{Result, RunError};
 use crate::host_fns;
 use crate::model::Model;
@@ -80,7 +82,11 @@ pub(crate) struct State {
     pub(crate) host_calls: u64,
     pub(crate) host_nanos: u64,
     pub(crate) host_ops: Vec<HostOp>,
-    buckets: Vec<buckets::Bucket>,
+    buckets: buckets::Buckets,
+    /// Written instead of handing work over, while a run is only gone through.
+    tape: Option<tape::Tape>,
+    /// One to write the next time.
+    spare: Option<tape::Tape>,
     /// How often memory that kernels use has moved.
     pub(crate) moves: u64,
     runs: u64,
@@ -117,7 +123,9 @@ impl State {
             host_calls: 0,
             host_nanos: 0,
             host_ops: Vec::new(),
-            buckets: Vec::new(),
+            buckets: buckets::Buckets::default(),
+            tape: None,
+            spare: None,
             moves: 0,
             runs: 0,
             replays: 0,
@@ -127,11 +135,27 @@ impl State {
 }
 
 impl State {
+    /// Recordings that are kept, and the device memory that they take.
+    pub(crate) fn recordings(&self) -> (usize, usize) {
+        (self.buckets.recordings(), self.buckets.bytes())
+    }
+
+    /// Replays what the last run replayed, so many times; nanoseconds of the device for all of them. `None` where it replayed
+    /// nothing.
+    pub(crate) fn time_replays(&self, times: u32) -> Result<Option<u64>> {
+        let Some((recording, sizes)) = self.buckets.last(self.runs) else { return Ok(None) };
+        self.queue.begin()?;
+        self.queue.resize(sizes)?;
+        // SAFETY: no memory of this context has moved or gone since the last run, and that was a replay.
+        unsafe { self.queue.replay_timed(recording, times) }.map(Some)
+    }
+
     /// Lets go of memory that is only kept so that the next run finds it; states stay.
     pub(crate) fn trim(&mut self, model: &Model) -> Result<()> {
         self.queue.begin()?;
         self.queue.wait()?;
         self.buckets.clear();
+        self.queue.trim();
         self.moves += 1;
         self.arena = model.device.memory();
         self.own.iter_mut().flatten().for_each(|m| *m = model.device.memory());
@@ -289,7 +313,7 @@ impl<'m> Executor<'m> {
     fn step(&mut self, step: &Step, observer: &mut Option<Observer<'_>>) -> Result<()> {
         match step {
             Step::Layout { buffers, end } => {
-                let end = self.eval(end, "the arena")?;
+                let end = self.extent(end, "the arena")?;
                 self.reserve(end)?;
                 for &b in buffers {
                     self.place(b)?;
@@ -303,11 +327,17 @@ impl<'m> Executor<'m> {
                 if len > 0 {
                     placed(from)?;
                     placed(to)?;
-                    // SAFETY: both buffers hold `len` bytes; they may overlap where they are aliases.
-                    unsafe { self.state.queue.copy(to, from, len) }?;
+                    match &mut self.state.tape {
+                        Some(tape) => tape.copy(to, from, len),
+                        // SAFETY: both buffers hold `len` bytes; they may overlap where they are aliases.
+                        None => unsafe { self.state.queue.copy(to, from, len) }?,
+                    }
                 }
             }
             Step::SetSym { sym, value, origin } => {
+                if let Some(tape) = &mut self.state.tape {
+                    tape.bind(*sym, value, self.state.syms[*sym as usize]);
+                }
                 let value = self.eval(value, "a size")?;
                 self.set_sym(*sym, value, Some(*origin))?;
             }
@@ -378,69 +408,6 @@ impl<'m> Executor<'m> {
                 self.state.host_calls += 1;
                 self.state.host_nanos += nanos;
             }
-        }
-        Ok(())
-    }
-
-    fn call(
-        &mut self,
-        k: usize,
-        args: &[usize],
-        origin: usize,
-        observer: &mut Option<Observer<'_>>,
-    ) -> Result<()> {
-        let model = self.model;
-        let kernel = &model.program.kernels[k];
-        let mut chosen = None;
-        for (i, v) in kernel.variants.iter().enumerate() {
-            let mut fits = true;
-            for (a, b) in &v.guards {
-                let (a, b) = (self.eval(a, &kernel.name)?, self.eval(b, &kernel.name)?);
-                fits &= 0 <= a && a < b;
-            }
-            if fits {
-                chosen = Some(i);
-                break;
-            }
-        }
-        let Some(i) = chosen else {
-            return Err(RunError::Program(format!("no variant of kernel {} fits", kernel.name)));
-        };
-        let variant = &kernel.variants[i];
-        let trip = self.eval(&variant.trip, &kernel.name)?;
-        let mut nanos = 0;
-        if trip > 0 && variant.code.is_some() {
-            let scratch = self.eval(&variant.scratch, &kernel.name)?;
-            let state = &mut *self.state;
-            for (slot, &b) in state.args.iter_mut().zip(args) {
-                *slot = state.ptrs[b];
-                if slot.is_null() {
-                    if state.lens[b] > 0 {
-                        let name = &model.program.buffers[b].name;
-                        return Err(RunError::Program(format!("buffer {name} has no place")));
-                    }
-                    *slot = nowhere();
-                }
-            }
-            for (slot, &s) in state.sym_args.iter_mut().zip(&variant.syms) {
-                *slot = state.syms[s as usize];
-            }
-            let launch = Launch {
-                kernel: k,
-                variant: i,
-                origin,
-                trip,
-                ns_per_iter: variant.ns_per_iter,
-                bufs: &state.args[..args.len()],
-                syms: &state.sym_args[..variant.syms.len()],
-                scratch,
-            };
-            // SAFETY: every operand has the bytes that the program declares for the symbols as they are.
-            nanos = unsafe { state.queue.launch(&launch, observer.is_some()) }?;
-            self.look()?;
-        }
-        if let Some(observe) = observer {
-            observe(&Event { kernel: Some(k), variant: i, origin, args, nanos, buffers: self });
         }
         Ok(())
     }

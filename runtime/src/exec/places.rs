@@ -50,17 +50,24 @@ impl Executor<'_> {
         let model = self.model;
         let len = self.size_of(b)?;
         self.state.lens[b] = len;
-        match &model.program.buffers[b].place {
+        let def = &model.program.buffers[b];
+        // room for all sizes of the bucket, where one is gone through
+        let room = match &self.state.tape {
+            Some(_) => usize::try_from(self.extent(&def.bytes, &def.name)?).unwrap_or(usize::MAX),
+            None => len,
+        };
+        match &def.place {
             Place::Arena { offset } => {
-                let offset = self.eval(offset, &model.program.buffers[b].name)?;
-                let end = offset.checked_add(len as i64).filter(|_| offset >= 0);
+                let offset = self.extent(offset, &def.name)?;
+                let end = i64::try_from(room).ok().and_then(|n| offset.checked_add(n));
+                let end = end.filter(|_| offset >= 0);
                 self.reserve(end.unwrap_or(i64::MAX))?;
                 self.state.offsets[b] = Some(offset as usize);
                 self.state.ptrs[b] = self.state.arena.base().wrapping_add(offset as usize);
             }
             Place::Output(_) | Place::Own => {
                 let own = memory(&mut self.state.own[b], &*model.device);
-                self.state.moves += u64::from(own.grow(len + ALIGN)?);
+                self.state.moves += u64::from(own.grow(room.saturating_add(ALIGN))?);
                 self.state.ptrs[b] = own.base();
             }
             Place::Const(_) | Place::Init | Place::Input(_) | Place::Alias(_) => {}

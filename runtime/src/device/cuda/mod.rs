@@ -111,6 +111,14 @@ impl Driver {
         }
     }
 
+    /// Bytes of the device that nobody uses, as far as the driver tells.
+    fn free_memory(&self) -> usize {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two numbers; where it fails they stay 0.
+        let _ = unsafe { self.api.mem_get_info(&mut free, &mut total) };
+        free
+    }
+
     /// As [`Driver::error`], for a call that wanted memory.
     fn memory_error(&self, f: Failure, needed: usize) -> DeviceError {
         if f.code != OUT_OF_MEMORY {
@@ -246,6 +254,8 @@ struct CudaCode {
     /// Names of kernels, and of the nodes behind origins.
     kernels: Vec<String>,
     nodes: Vec<String>,
+    /// Symbols of the program.
+    symbols: usize,
     limits: Limits,
     load_ms: f64,
     /// Objects whose machine code was kept from an earlier start.
@@ -269,6 +279,7 @@ impl CudaCode {
             entries: Vec::new(),
             kernels,
             nodes,
+            symbols: program.symbols.len(),
             limits,
             load_ms: 0.0,
             found: 0,

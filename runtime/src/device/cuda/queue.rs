@@ -3,7 +3,7 @@
 use super::super::{Addr, CallerStream, IndexFailure, Launch, Memory, Queue, Recording};
 use super::api::Failure;
 use super::memory::{DeviceMemory, PinnedMemory};
-use super::{CudaCode, Driver, Entry, is_sticky};
+use super::{CudaCode, Driver, Entry, OUT_OF_MEMORY, is_sticky};
 use crate::error::{DeviceError, Result, RunError};
 use cudarc::driver::sys as cu;
 use format::abi::KernelStatus;
@@ -24,11 +24,13 @@ const STATUS: usize = size_of::<KernelStatus>();
 pub(super) struct CudaQueue {
     // fields are dropped in this order: the stream first, which waits
     stream: Stream,
-    timers: Option<[cu::CUevent; 2]>,
+    timers: [cu::CUevent; 2],
     inner: RefCell<Inner>,
     /// The kernels' status word, and what it said at the last wait.
     status: DeviceMemory,
     seen: PinnedMemory,
+    /// Where kernels read the values of symbols, by number: what changes there changes for what has been recorded too.
+    sizes: DeviceMemory,
     code: Arc<CudaCode>,
 }
 
@@ -44,6 +46,8 @@ struct Inner {
     pending: Vec<(usize, usize)>,
     /// The last one known to be done.
     done: Option<(usize, usize)>,
+    /// What [`CudaQueue::sizes`] holds.
+    sizes: Vec<i64>,
     /// Values of the parameters, and their addresses.
     values: Vec<u64>,
     params: Vec<*mut c_void>,
@@ -59,6 +63,7 @@ struct Graph {
     driver: Arc<Driver>,
     exec: cu::CUgraphExec,
     kernels: Vec<(usize, usize)>,
+    bytes: usize,
 }
 
 // SAFETY: a handle of the driver.
@@ -67,6 +72,9 @@ unsafe impl Send for Graph {}
 impl Recording for Graph {
     fn as_any(&self) -> &dyn Any {
         self
+    }
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -104,8 +112,8 @@ impl Drop for Stream {
 impl Drop for CudaQueue {
     fn drop(&mut self) {
         let driver = &self.code.driver;
-        if let (Some(events), true) = (self.timers, driver.enter().is_ok()) {
-            for e in events {
+        if driver.enter().is_ok() {
+            for e in self.timers {
                 // SAFETY: made by `new`.
                 let _ = unsafe { driver.api.event_destroy(e) };
             }
@@ -128,6 +136,8 @@ impl CudaQueue {
         status.grow(STATUS)?;
         let mut seen = PinnedMemory::new(driver.clone());
         seen.grow(STATUS)?;
+        let mut sizes = DeviceMemory::new(driver.clone());
+        sizes.grow(code.symbols * size_of::<i64>())?;
         // SAFETY: both hold a status word; all zeros is one.
         unsafe {
             seen.base().write_bytes(0, STATUS);
@@ -143,10 +153,11 @@ impl CudaQueue {
         }
         Ok(CudaQueue {
             stream,
-            timers: Some(events),
+            timers: events,
             inner: RefCell::default(),
             status,
             seen,
+            sizes,
             code: code.clone(),
         })
     }
@@ -172,6 +183,29 @@ impl CudaQueue {
         result.map_err(|f| self.error(inner, f))
     }
 
+    /// Hands the sizes over that have changed since the last time.
+    fn hand_sizes(&self, inner: &mut Inner, sizes: &[i64]) -> Result<()> {
+        if inner.sizes == sizes {
+            return Ok(());
+        }
+        if inner.recording.is_some() {
+            return Err(RunError::Program("a size changes in a recording".into()));
+        }
+        inner.sizes.clear();
+        inner.sizes.extend_from_slice(sizes);
+        let bytes = size_of_val(sizes);
+        if bytes > self.sizes.len() {
+            return Err(RunError::Program("more sizes than symbols".into()));
+        }
+        let (to, from) = (self.sizes.base().addr() as u64, inner.sizes.as_ptr().cast());
+        // SAFETY: both hold so many bytes; the driver has its own copy of pageable memory when the call returns.
+        let copied = unsafe { self.code.driver.api.memcpy_htod_async(to, from, bytes, self.stream.handle) };
+        if copied.is_err() {
+            inner.sizes.clear();
+        }
+        self.check(inner, copied)
+    }
+
     fn wait_for(&self, inner: &mut Inner) -> Result<()> {
         let api = &self.code.driver.api;
         if inner.dirty {
@@ -187,6 +221,26 @@ impl CudaQueue {
         inner.done = inner.pending.last().copied().or(inner.done);
         inner.pending.clear();
         Ok(())
+    }
+
+    fn begin_timing(&self, inner: &Inner) -> Result<()> {
+        // SAFETY: our event and stream.
+        let recorded = unsafe { self.code.driver.api.event_record(self.timers[0], self.stream.handle) };
+        self.check(inner, recorded)
+    }
+
+    /// Waits; nanoseconds of the device since [`CudaQueue::begin_timing`].
+    fn end_timing(&self, inner: &mut Inner) -> Result<u64> {
+        let ([begin, end], api) = (self.timers, &self.code.driver.api);
+        // SAFETY: our event and stream.
+        let recorded = unsafe { api.event_record(end, self.stream.handle) };
+        self.check(inner, recorded)?;
+        self.wait_for(inner)?;
+        let mut ms = 0.0;
+        // SAFETY: both events are done.
+        let timed = unsafe { api.event_elapsed_time(&mut ms, begin, end) };
+        self.check(inner, timed)?;
+        Ok((f64::from(ms) * 1e6) as u64)
     }
 
     /// Blocks of the grid: a warp, or a block, for each iteration, as far as that pays.
@@ -211,6 +265,10 @@ impl Queue for CudaQueue {
         };
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
+        let held = |n: &u32| inner.sizes.get(*n as usize) == l.sizes.get(*n as usize);
+        if !l.numbers.iter().all(held) {
+            self.hand_sizes(inner, l.sizes)?;
+        }
         let blocks = self.blocks(l, entry);
         let warps = blocks * u64::from((entry.block / LANES).max(1));
         let scratch = u64::try_from(l.scratch).unwrap_or(u64::MAX).saturating_mul(warps);
@@ -229,7 +287,8 @@ impl Queue for CudaQueue {
         }
         inner.values.clear();
         inner.values.extend(l.bufs.iter().map(|b| b.addr() as u64));
-        inner.values.extend(l.syms.iter().map(|s| s.cast_unsigned()));
+        let sizes = self.sizes.base().addr();
+        inner.values.extend(l.numbers.iter().map(|n| (sizes + *n as usize * size_of::<i64>()) as u64));
         inner.values.push(inner.scratch.as_ref().map_or(0, |s| s.base().addr() as u64));
         inner.values.push(self.status.base().addr() as u64);
         inner.params.clear();
@@ -244,10 +303,8 @@ impl Queue for CudaQueue {
                 inner.launches += 1;
             }
         }
-        if let (Some([begin, _]), true) = (self.timers, timed) {
-            // SAFETY: our event and stream.
-            let recorded = unsafe { api.event_record(begin, stream) };
-            self.check(inner, recorded)?;
+        if timed {
+            self.begin_timing(inner)?;
         }
         // SAFETY: the parameters are those of the kernel, in its order (`codegen::ptx`), and the driver copies them;
         // what they lead to holds what the program declares, which the caller vouches for.
@@ -283,17 +340,7 @@ impl Queue for CudaQueue {
             }
             return Ok(0);
         }
-        let mut ms = 0.0;
-        if let Some([begin, end]) = self.timers {
-            // SAFETY: our events and stream.
-            let recorded = unsafe { api.event_record(end, stream) };
-            self.check(inner, recorded)?;
-            self.wait_for(inner)?;
-            // SAFETY: both events are done.
-            let timed = unsafe { api.event_elapsed_time(&mut ms, begin, end) };
-            self.check(inner, timed)?;
-        }
-        Ok((f64::from(ms) * 1e6) as u64)
+        self.end_timing(inner)
     }
 
     unsafe fn copy(&self, to: Addr, from: Addr, len: usize) -> Result<()> {
@@ -352,6 +399,10 @@ impl Queue for CudaQueue {
         Some(IndexFailure { origin: (flag - 1).max(0) as usize, value, limit })
     }
 
+    fn resize(&self, sizes: &[i64]) -> Result<()> {
+        self.hand_sizes(&mut self.inner.borrow_mut(), sizes)
+    }
+
     fn record(&self) -> Result<bool> {
         let driver = &self.code.driver;
         // the streams that every context has from the start (handles 0 to 2) cannot record
@@ -373,16 +424,23 @@ impl Queue for CudaQueue {
         let mut inner = self.inner.borrow_mut();
         let kernels = inner.recording.take().unwrap_or_default();
         let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let free = driver.free_memory();
         // SAFETY: our stream, which records; the graph is destroyed once the executable form has been made of it.
         unsafe {
             let ended = driver.api.stream_end_capture(self.stream.handle, &mut graph);
             self.check(&inner, ended)?;
             let made = driver.api.graph_instantiate(&mut exec, graph, 0);
             let gone = driver.api.graph_destroy(graph);
-            self.check(&inner, made)?;
+            if let Err(f) = made {
+                if f.code == OUT_OF_MEMORY {
+                    return Err(driver.memory_error(f, 0).into());
+                }
+                return Err(self.error(&inner, f));
+            }
             self.check(&inner, gone)?;
         }
-        Ok(Box::new(Graph { driver: driver.clone(), exec, kernels }))
+        let bytes = free.saturating_sub(driver.free_memory());
+        Ok(Box::new(Graph { driver: driver.clone(), exec, kernels, bytes }))
     }
 
     unsafe fn replay(&self, recording: &dyn Recording) -> Result<()> {
@@ -399,8 +457,24 @@ impl Queue for CudaQueue {
         Ok(())
     }
 
+    unsafe fn replay_timed(&self, recording: &dyn Recording, times: u32) -> Result<u64> {
+        self.code.driver.enter()?;
+        self.begin_timing(&self.inner.borrow())?;
+        for _ in 0..times {
+            // SAFETY: the caller's contract.
+            unsafe { self.replay(recording) }?;
+        }
+        self.end_timing(&mut self.inner.borrow_mut())
+    }
+
     fn is_direct(&self) -> bool {
         false
+    }
+
+    fn trim(&self) {
+        let mut inner = self.inner.borrow_mut();
+        inner.scratch = None;
+        inner.outgrown.clear();
     }
 
     fn launches(&self) -> u64 {

@@ -1,16 +1,21 @@
 //! Models on a GPU that is none: `--device ptx-interp`, which is the CUDA runtime over an interpreter of PTX text.
 #![cfg(feature = "cuda")]
 
+mod failures;
+mod models;
+
+use failures::{compile_xor, failing_with};
 use kernelsmith::cache::CacheOptions;
 use kernelsmith::debug::{Repro, Road, Roads};
 use kernelsmith::interp::{Interp, Tolerance, compare};
-use kernelsmith::ir::build::{Builder, LoopStep, V};
-use kernelsmith::ir::prim::{Monoid, WindowDim};
+use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::prim::Combine;
 use kernelsmith::ir::testing::{Options as GraphOptions, random_graph};
-use kernelsmith::ir::{DType, Dim, IrError, Module, Tensor};
+use kernelsmith::ir::{DType, Module, Tensor};
 use kernelsmith::runtime::{CallerStream, Context};
-use kernelsmith::{CompileOptions, Compiled, DeviceChoice, arrays, compile_module, compiled, import};
+use kernelsmith::{CompileOptions, DeviceChoice, arrays, compile_module, compiled, import};
 use libloading::Library;
+use models::{bert, dims, lstm, resnet};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,106 +77,11 @@ fn floats(t: &Tensor) -> Vec<f32> {
     t.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-fn dims(d: &[i64]) -> Vec<Dim> {
-    d.iter().map(|&d| d.into()).collect()
-}
-
-/// Weights whose products keep their size: deviation 1/sqrt(`fan_in`).
-fn weight(b: &mut Builder, shape: &[usize], fan_in: usize, seed: u64) -> V {
-    b.random_constant(DType::F32, shape, seed, 0.0, 1.0 / (fan_in as f64).sqrt()).unwrap()
-}
-
-/// A language model: tokens[T, B] -> embeddings -> LSTM -> logits[T, B, 50].
-fn lstm() -> Module {
-    const HIDDEN: usize = 32;
-    let mut b = Builder::new("lstm");
-    let (time, batch) = (b.symbol("time", 1, 64), b.symbol("batch", 1, 16));
-    let tokens = b.input("tokens", DType::I64, vec![time.clone(), batch.clone()]);
-    let table = weight(&mut b, &[50, HIDDEN], 1, 1);
-    let (wx, wh) =
-        (weight(&mut b, &[HIDDEN, 4 * HIDDEN], HIDDEN, 2), weight(&mut b, &[HIDDEN, 4 * HIDDEN], 64, 3));
-    let out = weight(&mut b, &[HIDDEN, 50], HIDDEN, 4);
-    let x = b.gather(table, tokens, 0).unwrap();
-    let gates = b.matmul(x, wx).unwrap();
-    let zero = b.full(DType::F32, &[batch, (HIDDEN as i64).into()], 0.0).unwrap();
-    let trip = b.dim_value(&time).unwrap();
-    let done = b
-        .loop_::<IrError>(Some(trip), None, &[zero, zero], |b, t, state| {
-            let (now, past) = (b.gather(gates, t, 0)?, b.matmul(state[0], wh)?);
-            let sum = b.add(now, past)?;
-            let parts = b.split(sum, 1, &dims(&[HIDDEN as i64; 4]))?;
-            let (i, f, o) = (b.sigmoid(parts[0])?, b.sigmoid(parts[1])?, b.sigmoid(parts[2])?);
-            let g = b.tanh(parts[3])?;
-            let (kept, new) = (b.mul(f, state[1])?, b.mul(i, g)?);
-            let c = b.add(kept, new)?;
-            let shown = b.tanh(c)?;
-            let h = b.mul(o, shown)?;
-            Ok(LoopStep { cond: b.scalar(DType::Bool, 1.0)?, carried: vec![h, c], scans: vec![h] })
-        })
-        .unwrap();
-    let logits = b.matmul(done[2], out).unwrap();
-    b.finish(&[("logits".into(), logits), ("hidden".into(), done[0])]).unwrap()
-}
-
 #[test]
 fn an_lstm_language_model() {
     let tokens: Vec<i64> = (0..12).map(|i| i * 7 % 50).collect();
     let reasons = check(lstm(), &[Tensor::from_i64(vec![4, 3], &tokens)]);
     assert_eq!(reasons, ["a loop over kernels"]);
-}
-
-fn softmax(b: &mut Builder, x: V, axis: usize) -> V {
-    let max = b.reduce_max(x, &[axis], true).unwrap();
-    let shifted = b.sub(x, max).unwrap();
-    let e = b.exp(shifted).unwrap();
-    let sum = b.reduce_sum(e, &[axis], true).unwrap();
-    b.div(e, sum).unwrap()
-}
-
-fn normalise(b: &mut Builder, x: V) -> V {
-    let mean = b.reduce_mean(x, &[2], true).unwrap();
-    let apart = b.sub(x, mean).unwrap();
-    let square = b.mul(apart, apart).unwrap();
-    let variance = b.reduce_mean(square, &[2], true).unwrap();
-    let more = b.add_scalar(variance, 1e-5).unwrap();
-    let deviation = b.sqrt(more).unwrap();
-    b.div(apart, deviation).unwrap()
-}
-
-/// One encoder layer: x[B, S, 64], 4 heads of 16, feed-forward of 128.
-fn bert() -> Module {
-    let mut b = Builder::new("bert");
-    let (batch, seq) = (b.symbol("batch", 1, 8), b.symbol("seq", 1, 128));
-    let x = b.input("x", DType::F32, vec![batch.clone(), seq.clone(), 64.into()]);
-    let mut heads = Vec::new();
-    for seed in 0..3 {
-        let w = weight(&mut b, &[64, 64], 64, 10 + seed);
-        let p = b.matmul(x, w).unwrap();
-        let split = b.reshape(p, &[batch.clone(), seq.clone(), 4.into(), 16.into()]).unwrap();
-        heads.push(b.transpose(split, &[0, 2, 1, 3]).unwrap());
-    }
-    let keys = b.transpose(heads[1], &[0, 1, 3, 2]).unwrap();
-    let scores = b.matmul(heads[0], keys).unwrap();
-    let scaled = b.mul_scalar(scores, 0.25).unwrap();
-    let weights = softmax(&mut b, scaled, 3);
-    let mixed = b.matmul(weights, heads[2]).unwrap();
-    let back = b.transpose(mixed, &[0, 2, 1, 3]).unwrap();
-    let joined = b.reshape(back, &[batch, seq, 64.into()]).unwrap();
-    let w = weight(&mut b, &[64, 64], 64, 20);
-    let attended = b.matmul(joined, w).unwrap();
-    let sum = b.add(x, attended).unwrap();
-    let h = normalise(&mut b, sum);
-    let (up, down) = (weight(&mut b, &[64, 128], 64, 21), weight(&mut b, &[128, 64], 128, 22));
-    let wide = b.matmul(h, up).unwrap();
-    let scaled = b.mul_scalar(wide, std::f64::consts::FRAC_1_SQRT_2).unwrap();
-    let erf = b.erf(scaled).unwrap();
-    let one = b.add_scalar(erf, 1.0).unwrap();
-    let gate = b.mul_scalar(one, 0.5).unwrap();
-    let gelu = b.mul(wide, gate).unwrap();
-    let narrow = b.matmul(gelu, down).unwrap();
-    let sum = b.add(h, narrow).unwrap();
-    let y = normalise(&mut b, sum);
-    b.finish(&[("y".into(), y)]).unwrap()
 }
 
 #[test]
@@ -180,44 +90,6 @@ fn one_layer_of_bert() {
         let x = arrays::random(DType::F32, vec![batch, seq, 64], 1);
         assert!(check(bert(), &[x]).is_empty());
     }
-}
-
-/// A convolution over square images, `same` padding, and its ReLU.
-fn conv(b: &mut Builder, x: V, (from, to): (usize, usize), (size, stride): (usize, i64), relu: bool) -> V {
-    let w = weight(b, &[to, from, size, size], from * size * size, (from * 100 + to * 10 + size) as u64);
-    let pad: Dim = (size as i64 / 2).into();
-    let window = WindowDim { stride, pad_lo: pad.clone(), pad_hi: pad, ..WindowDim::unit() };
-    let y = b.convolve(x, w, &[window.clone(), window], 1, DType::F32).unwrap();
-    if !relu {
-        return y;
-    }
-    let zero = b.scalar(DType::F32, 0.0).unwrap();
-    b.max(y, zero).unwrap()
-}
-
-/// images[N, 3, 16, 16] -> stem, max pooling, two residual blocks, mean, 10 classes.
-fn resnet() -> Module {
-    let mut b = Builder::new("resnet");
-    let n = b.symbol("batch", 1, 8);
-    let x = b.input("images", DType::F32, vec![n, 3.into(), 16.into(), 16.into()]);
-    let stem = conv(&mut b, x, (3, 16), (3, 1), true);
-    let window = WindowDim { stride: 2, pad_lo: 1.into(), pad_hi: 1.into(), ..WindowDim::unit() };
-    let units = [WindowDim::unit(), WindowDim::unit(), window.clone(), window];
-    let pooled = b.window_reduce(Monoid::Max, stem, &[1, 1, 3, 3], &units).unwrap();
-    let a = conv(&mut b, pooled, (16, 16), (3, 1), true);
-    let a = conv(&mut b, a, (16, 16), (3, 1), false);
-    let zero = b.scalar(DType::F32, 0.0).unwrap();
-    let sum = b.add(a, pooled).unwrap();
-    let first = b.max(sum, zero).unwrap();
-    let c = conv(&mut b, first, (16, 32), (3, 2), true);
-    let c = conv(&mut b, c, (32, 32), (3, 1), false);
-    let skip = conv(&mut b, first, (16, 32), (1, 2), false);
-    let sum = b.add(c, skip).unwrap();
-    let second = b.max(sum, zero).unwrap();
-    let mean = b.reduce_mean(second, &[2, 3], false).unwrap();
-    let w = weight(&mut b, &[32, 10], 32, 99);
-    let y = b.matmul(mean, w).unwrap();
-    b.finish(&[("classes".into(), y)]).unwrap()
 }
 
 #[test]
@@ -442,162 +314,6 @@ impl Drop for TempDir {
     }
 }
 
-// ---- failures ---------------------------------------------------------------------------------------------
-
-fn compile_xor(check_launches: bool) -> Result<(Compiled, Vec<Tensor>), kernelsmith::Error> {
-    let (module, inputs) = of_examples("xor", 4);
-    let cache = std::env::var_os("KS_CACHE").map(|dir| CacheOptions { dir: dir.into(), max_bytes: 1 << 30 });
-    Ok((compile_module(module, &CompileOptions { check_launches, cache, ..options() })?, inputs))
-}
-
-/// What other tests start as a process of its own, with failures in the environment.
-#[test]
-#[ignore = "no test by itself: the tests of failures start it as a process of its own, with a driver that fails"]
-fn child() {
-    let Some(kind) = std::env::var_os("KS_CHILD") else { return };
-    if kind == "maps" {
-        return every_mapping_fails_once();
-    }
-    let result = compile_xor(kind == "checked").and_then(|(compiled, inputs)| {
-        println!("kept: {}", compiled.model.kept_kernels());
-        let mut context = compiled.context();
-        let first = compiled.run(&mut context, &inputs);
-        if let (Err(first), "twice") = (&first, kind.to_str().unwrap_or("")) {
-            println!("first: {first}");
-            return compiled.run(&mut context, &inputs);
-        }
-        first
-    });
-    match result {
-        Ok(_) => println!("said: all is well"),
-        Err(e) => println!("said: {e} (exit status {})", e.exit_code()),
-    }
-}
-
-/// x[N, 64] -> two layers; memory grows with N.
-fn layers() -> Module {
-    let mut b = Builder::new("layers");
-    let n = b.symbol("N", 1, 1000);
-    let x = b.input("x", DType::F32, vec![n, 64.into()]);
-    let (v, w) = (weight(&mut b, &[64, 48], 64, 1), weight(&mut b, &[48, 32], 48, 2));
-    let h = b.matmul(x, v).unwrap();
-    let h = b.tanh(h).unwrap();
-    let y = b.matmul(h, w).unwrap();
-    b.finish(&[("y".into(), y)]).unwrap()
-}
-
-/// Whichever mapping of memory the driver refuses, that is said, and the next attempt succeeds.
-fn every_mapping_fails_once() {
-    let sizes = [3, 40, 41, 200];
-    let inputs = sizes.map(|n| arrays::random(DType::F32, vec![n, 64], n as u64));
-    let run = |fault: &str| {
-        // SAFETY: this process has one thread.
-        unsafe { std::env::set_var("KERNELSMITH_PTX_FAULT", fault) };
-        let mut failures = 0;
-        let mut expect_memory = |e: String| {
-            assert!(e.contains("out of device memory"), "{fault}: {e}");
-            failures += 1;
-            assert_eq!(failures, 1, "{fault}");
-        };
-        let compiled = match compile_module(layers(), &options()) {
-            Ok(compiled) => compiled,
-            Err(e) => {
-                expect_memory(e.to_string());
-                return (failures, None);
-            }
-        };
-        let mut context = compiled.context();
-        let mut outputs = Vec::new();
-        for input in &inputs {
-            let input = std::slice::from_ref(input);
-            let mut out = compiled.run(&mut context, input);
-            if let Err(e) = &out {
-                expect_memory(e.to_string());
-                out = compiled.run(&mut context, input);
-            }
-            outputs.push(out.unwrap());
-        }
-        (failures, Some(outputs))
-    };
-    let (none, want) = run("");
-    assert_eq!(none, 0);
-    let mut faults = 0;
-    loop {
-        let (failures, outputs) = run(&format!("map={}", faults + 1));
-        assert!(outputs.is_none() || outputs == want, "mapping {} fails", faults + 1);
-        if failures == 0 {
-            break;
-        }
-        faults += 1;
-    }
-    // in the ordinary way
-    assert_eq!(run("no-maps"), (0, want));
-    assert!(faults >= 6, "{faults} mappings");
-    println!("said: all is well ({faults} mappings)");
-}
-
-#[test]
-fn mappings_that_fail_can_be_tried_again() {
-    assert!(failing("", "maps").contains("all is well"));
-}
-
-/// What running XOR says when the driver fails like this.
-fn failing(fault: &str, kind: &str) -> String {
-    failing_with(fault, kind, &[])
-}
-
-/// As above, with more in the environment.
-fn failing_with(fault: &str, kind: &str, variables: &[(&str, &std::ffi::OsStr)]) -> String {
-    let out = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--include-ignored", "--nocapture"])
-        .env("KS_CHILD", kind)
-        .env("KERNELSMITH_PTX_FAULT", fault)
-        .envs(variables.iter().copied())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(text.contains("said: "), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
-    text
-}
-
-#[test]
-fn failures_of_the_driver_are_said_clearly() {
-    assert!(failing("", "").contains("all is well"));
-    for (fault, words, status) in [
-        ("no-device", "the CUDA driver has no device", 6),
-        ("no-devices-listed", "the CUDA driver has no device", 6),
-        ("old-driver", "too old: for CUDA 11.4; 12.0 or later is needed", 6),
-        ("old-device", "capability is 7.0, 8.0 or later", 6),
-        ("memory=1000", "out of device memory", 5),
-        ("assemble", "loading kernel", 70),
-        ("refuse=2", "launching kernel", 70),
-        ("launch=2", "the device failed: unspecified launch failure", 6),
-    ] {
-        let said = failing(fault, "");
-        assert!(said.contains(words) && said.contains(&format!("exit status {status}")), "{fault}: {said}");
-    }
-}
-
-/// Work is done when it is waited for: an error names what was pending, and with `check_launches` the culprit alone.
-#[test]
-fn a_failing_kernel_is_named() {
-    let (compiled, _) = compile_xor(false).unwrap();
-    let init = compiled.model.init_launches();
-    let late = format!("launch={}", init + 2);
-    let said = failing(&late, "");
-    let pending = said.split("the fault is in one of: ").nth(1).unwrap();
-    assert!(pending.matches("(node ").count() >= 2, "{said}");
-    let said = failing(&late, "checked");
-    let pending = said.split("the fault is in one of: ").nth(1).unwrap();
-    assert_eq!(pending.matches("(node ").count(), 1, "{said}");
-    // the context is dead afterwards, and says so
-    let said = failing(&late, "twice");
-    assert!(
-        said.contains("first: the device failed") && said.contains("dead since an earlier error"),
-        "{said}"
-    );
-}
-
 // ---- random graphs ----------------------------------------------------------------------------------------
 
 /// Warp instructions that one launch of a random graph may take.
@@ -632,6 +348,48 @@ fn random_graphs_agree_with_the_reference() {
         if let Some(fault) = roads.check(&road, &repro, &bounds) {
             panic!("seed {seed}: {fault}\n{}", kernelsmith::ir::text::graph::print(&repro.module));
         }
+    }
+}
+
+/// The same bits in every order of warps: nothing is added up in the order in which it happens to be done.
+#[test]
+fn every_order_of_warps_gives_the_same_bits() {
+    if std::env::var_os("KS_BITS_CHILD").is_some() {
+        let mut b = Builder::new("scattered");
+        let base = b.input("base", DType::F32, dims(&[5, 40]));
+        let at = b.input("at", DType::I64, dims(&[30]));
+        let updates = b.input("updates", DType::F32, dims(&[30, 40]));
+        let y = b.scatter(base, at, updates, Combine::Add).unwrap();
+        let scattered = b.finish(&[("y".into(), y)]).unwrap();
+        let f32s = |shape: &[usize], seed| arrays::random(DType::F32, shape.to_vec(), seed);
+        let indices: Vec<i64> = (0..30).map(|i| i * i % 5).collect();
+        let updated = vec![f32s(&[5, 40], 1), Tensor::from_i64(vec![30], &indices), f32s(&[30, 40], 2)];
+        for (module, inputs) in [
+            (bert(), vec![f32s(&[2, 20, 64], 1)]),
+            (resnet(), vec![f32s(&[2, 3, 16, 16], 5)]),
+            (scattered, updated),
+        ] {
+            let compiled = compile_module(module, &options()).unwrap();
+            let out = compiled.run(&mut compiled.context(), &inputs).unwrap();
+            out.iter().for_each(|t| println!("bits: {:?}", t.data));
+        }
+        return;
+    }
+    let bits = |how: &str| {
+        let out = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "every_order_of_warps_gives_the_same_bits", "--nocapture"])
+            .env("KS_BITS_CHILD", "1")
+            .env("KERNELSMITH_PTX_INTERP", how)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let found: Vec<String> = text.lines().filter(|l| l.starts_with("bits: ")).map(Into::into).collect();
+        assert_eq!(found.len(), 3, "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+        found
+    };
+    let want = bits("");
+    for how in ["seed=1", "seed=2", "seed=3"] {
+        assert!(bits(how) == want, "{how}");
     }
 }
 
