@@ -1,0 +1,88 @@
+"""Tests of scripts/gpu: works as tapes, contests of processes, the table."""
+
+import sys
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "scripts" / "gpu"))
+
+import children  # noqa: E402
+import works  # noqa: E402
+
+
+def contestant(body: str) -> list[str]:
+    """A process whose calls take what `body` makes of n."""
+    return [sys.executable, "-c", "import sys, time\nprint('{}', flush=True)\nfor line in sys.stdin:\n"
+            f"    n = int(line)\n    {body}"]
+
+
+def says(us) -> list[str]:
+    return contestant(f"print('{{\"us\": {us}}}', flush=True)")
+
+
+class Contest(unittest.TestCase):
+    def test_medians_and_ratios(self):
+        found = children.contest({"ours": says(20.0), "slow": says(50.0), "fast": says(10.0)}, 3, 30)
+        self.assertEqual(found["us"], {"ours": 20.0, "slow": 50.0, "fast": 10.0})
+        self.assertEqual(found["ratios"], {"slow": 2.5, "fast": 0.5})
+        self.assertEqual(found["could_not"], {})
+
+    def test_device_times_of_ours(self):
+        ours = contestant("print('{\"times_ms\": [1.0], \"device_us\": 7.5}', flush=True)")
+        self.assertEqual(children.contest({"ours": ours}, 2, 30)["us"], {"ours": 7.5})
+
+    def test_who_cannot_costs_nobody_else(self):
+        dies = [sys.executable, "-c", "raise SystemExit('no such device')"]
+        later = contestant("sys.exit('gone') if n > 3 else print('{\"us\": 1.0}', flush=True)")
+        found = children.contest({"ours": says(20.0), "dies": dies, "later": later}, 3, 30)
+        self.assertEqual(found["us"], {"ours": 20.0})
+        self.assertEqual(found["could_not"], {"dies": "no such device", "later": "gone"})
+
+    def test_a_hang_ends_in_time(self):
+        hangs = contestant("time.sleep(60)")
+        found = children.contest({"ours": says(20.0), "hangs": hangs}, 2, 3)
+        self.assertIn("in time", found["could_not"]["hangs"])
+
+    def test_without_ours_the_item_is_wrong(self):
+        found = children.contest({"ours": [sys.executable, "-c", "raise SystemExit('broken')"], "a": says(1)}, 2, 30)
+        self.assertEqual((found["ok"], found["said"]), (False, "broken"))
+
+    def test_table(self):
+        row = {"ok": True, "run_ms": 1.5, "load_ms": 20.0, "kernels": 2, "device_us": 9.0, "bytes": 90_000,
+               "us": {"ours": 10.0, "torch": 12.0}, "ratios": {"torch": 1.2}, "could_not": {"jax": "not | there"},
+               "about": {"torch": {"torch": "2.0"}}}
+        results = {"golden": {"xor": {"ok": False, "said": "a | b"}}, "kernels": {"exp": row}}
+        text = children.report("cuda", False, results, ["torch", "jax"])
+        self.assertIn("| golden | xor | **wrong** a / b |", text)
+        self.assertIn("| exp | 10.0 | 9 | 12.0 (1.20) | 1.500 | 20 | 2 |", text)
+        self.assertIn("- torch: torch 2.0", text)
+
+
+class Works(unittest.TestCase):
+    def test_constants(self):
+        # elements of `random(seed=33, mean=0.0, std=1.0)`, as the reference interpreter makes them
+        x = works.random_constant((2, 3), 33, 1.0)
+        self.assertEqual((x.shape, x.dtype), ((2, 3), np.float32))
+        np.testing.assert_allclose(x[0], [1.670316, 0.841840, 0.766181], rtol=1e-4)
+
+    def test_shapes(self):
+        t = works.resnet(1, 224, [3, 4, 6, 3], 64)
+        self.assertEqual(t.shapes[t.ops[-1][2]], (1, 1000))
+        parameters = sum(int(np.prod(t.shapes[w[0]])) for w in t.weights)
+        # ResNet-50 has 25.6 million, those of batch normalisation included
+        self.assertAlmostEqual(parameters / 1e6, 25.5, delta=0.1)
+        t = works.encoder(2, 128, 768, 12, 12)
+        self.assertEqual(t.shapes[t.ops[-1][2]], (2, 128, 768))
+        self.assertAlmostEqual(sum(int(np.prod(t.shapes[w[0]])) for w in t.weights) / 1e6, 85.0, delta=0.2)
+
+    def test_constants_are_listed_in_order(self):
+        lines = works.encoder(1, 3, 8, 2, 1).ksg().splitlines()
+        heads = [line.split()[1] for line in lines if line.startswith("const")]
+        self.assertEqual(heads, [f"c{i}" for i in range(len(heads))])
+
+
+if __name__ == "__main__":
+    unittest.main()
