@@ -138,9 +138,17 @@ pub enum ConvertMode {
     Saturate,
 }
 
+impl ConvertMode {
+    /// Conversion to the type that a value has anyway changes nothing; saturation makes infinities finite.
+    pub fn keeps(self, dtype: DType) -> bool {
+        self == ConvertMode::Plain || !dtype.is_float()
+    }
+}
+
 /// Per spatial dim of a convolution or window: output o reads input
 /// `(o * stride + k * dilation - pad_lo) / base_dilation` where that is exact and in bounds.
-/// Elsewhere a convolution reads 0 (which takes part in the product: 0 times infinity is NaN).
+/// Elsewhere a convolution reads 0; whether that takes part in a product, which is NaN with an infinity or a NaN, is
+/// not said (the interpreter: it does).
 /// Result extent: `(D + pad_lo + pad_hi - K) floordiv stride + 1` with `D` the input spread by
 /// `base_dilation` (0 if empty) and `K = (k - 1) * dilation + 1`; never negative.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -194,7 +202,7 @@ pub enum Prim {
         to: DType,
         mode: ConvertMode,
     },
-    /// Same bytes; `to` has the same storage size.
+    /// Same bytes; `to` has the same storage size. A NaN of a float type below 32 bits may become another NaN first.
     Bitcast {
         to: DType,
     },

@@ -160,7 +160,7 @@ impl<'a> Puller<'a> {
         self.expr(Expr::Binary(op, x, y), self.dtype(x))
     }
     pub fn convert(&mut self, to: DType, mode: ConvertMode, x: ExprId) -> ExprId {
-        if self.dtype(x) == to {
+        if self.dtype(x) == to && mode.keeps(to) {
             return x;
         }
         self.expr(Expr::Convert(to, mode, x), to)

@@ -180,7 +180,7 @@ impl Builder {
         self.convert_with(x, to, ConvertMode::Plain)
     }
     pub fn convert_with(&mut self, x: V, to: DType, mode: ConvertMode) -> Result<V> {
-        if self.dtype(x) == to {
+        if self.dtype(x) == to && mode.keeps(to) {
             return Ok(x);
         }
         self.op1(Prim::Convert { to, mode }, &[x])

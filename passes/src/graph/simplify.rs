@@ -44,11 +44,8 @@ fn identity(cx: &Shared<'_>, site: &Site<'_>) -> Option<ValueId> {
     let same_type = site.ty(x) == ty;
     let second = |i: usize| site.operands.get(i).copied();
     match &site.op.prim {
-        Prim::Reshape { .. } | Prim::Broadcast { .. } | Prim::Convert { .. } | Prim::Bitcast { .. }
-            if same_type =>
-        {
-            Some(x)
-        }
+        Prim::Reshape { .. } | Prim::Broadcast { .. } | Prim::Bitcast { .. } if same_type => Some(x),
+        Prim::Convert { to, mode } if same_type && mode.keeps(*to) => Some(x),
         Prim::Transpose { perm } if perm.iter().enumerate().all(|(i, &p)| i == p) => Some(x),
         Prim::Slice { start, step, .. }
             if same_type && step.iter().all(|&s| s == 1) && start.iter().all(|d| d.is_const(0)) =>

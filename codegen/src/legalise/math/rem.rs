@@ -7,6 +7,8 @@ use ir::prim::CmpOp;
 
 /// Quotients below 2^50 are exact enough for one step.
 const STEP_BITS: i64 = 50;
+/// The largest power of two by which `ldexp` multiplies.
+const MOST_BITS: i64 = 2046;
 
 impl Math<'_> {
     /// The exact remainder with the sign of the dividend (C `fmod`). Long division in f64, some 50 bits of
@@ -40,6 +42,9 @@ impl Math<'_> {
         let k = self.sub(k, step);
         let none = self.i(x, 0);
         let k = self.b.max(k, none);
+        // more than two factors of `ldexp` hold; two bits of quotient more are exact still
+        let most = self.i(x, MOST_BITS);
+        let k = self.b.min(k, most);
         let t = self.ldexp(b, k);
         let q = self.div(r, t);
         let q = self.trunc(q);
