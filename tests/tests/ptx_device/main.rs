@@ -9,6 +9,7 @@ use kernelsmith::cache::CacheOptions;
 use kernelsmith::debug::{Repro, Road, Roads};
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::graph::Origin;
 use kernelsmith::ir::prim::Combine;
 use kernelsmith::ir::testing::{Options as GraphOptions, random_graph};
 use kernelsmith::ir::{DType, Module, Tensor};
@@ -117,6 +118,7 @@ fn gather() -> Module {
     let mut b = Builder::new("gather");
     let table = b.input("table", DType::F32, dims(&[8, 3]));
     let rows = b.input("rows", DType::I64, dims(&[4]));
+    b.set_origin(Origin { node: "lookup".into(), op_type: "Gather".into(), opset: 13 });
     let y = b.gather(table, rows, 0).unwrap();
     b.finish(&[("y".into(), y)]).unwrap()
 }
@@ -129,7 +131,7 @@ fn an_index_out_of_range_is_an_error_and_leaves_the_context_usable() {
     let mut run =
         |rows: [i64; 4]| compiled.run(&mut context, &[table.clone(), Tensor::from_i64(vec![4], &rows)]);
     let e = run([0, 1, 9, 2]).unwrap_err().to_string();
-    assert!(e.contains("index 9 out of range 0..8"), "{e}");
+    assert!(e.contains("index 9 out of range 0..8 at node \"lookup\" (Gather-13)"), "{e}");
     let y = run([3, 1, 7, 2]).unwrap();
     assert_eq!(y[0].data[..12], table.data[36..48]);
 }
