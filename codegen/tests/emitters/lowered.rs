@@ -204,33 +204,38 @@ fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8>
     if let Some((lo, hi)) = range.filter(|_| dtype.is_int()) {
         return (0..elems).flat_map(|_| rng.range(lo, hi).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
     }
-    if kind == Operands::Special && matches!(dtype, DType::F32 | DType::F64) {
-        let special =
-            [0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 90.0, -90.0, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
-        let one = |rng: &mut Rng| {
-            // most rows of a kernel should have no NaN
-            let all = if rng.range(0, 15) == 0 { special.len() } else { 8 };
-            special[rng.range(0, all as i64 - 1) as usize]
+    let wide = matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+    if kind == Operands::Special && wide {
+        let smallest = match dtype {
+            DType::F16 => 2f64.powi(-24),
+            _ => f64::from(f32::from_bits(1 << 16)),
         };
-        return (0..elems)
-            .flat_map(|_| match dtype {
-                DType::F32 => (one(rng) as f32).to_le_bytes().to_vec(),
-                _ => one(rng).to_le_bytes().to_vec(),
-            })
-            .collect();
+        let special = [0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 90.0, -90.0, smallest, -3.0 * smallest];
+        let large = [1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65504.0];
+        let one = |_| match rng.range(0, 15) {
+            // most rows of a kernel should have no NaN
+            0 => large[rng.range(0, large.len() as i64 - 1) as usize],
+            _ => special[rng.range(0, special.len() as i64 - 1) as usize],
+        };
+        return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
-    if kind == Operands::Negative && matches!(dtype, DType::F32 | DType::F64) {
-        let one = |rng: &mut Rng| -1.0 - rng.range(0, 1 << 20) as f64 / f64::from(1 << 19);
-        return (0..elems)
-            .flat_map(|_| match dtype {
-                DType::F32 => (one(rng) as f32).to_le_bytes().to_vec(),
-                _ => one(rng).to_le_bytes().to_vec(),
-            })
-            .collect();
+    if kind == Operands::Negative && wide {
+        let one = |_| -1.0 - rng.range(0, 1 << 20) as f64 / f64::from(1 << 19);
+        return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
     let mut data = random_tensor(rng, dtype, vec![elems]).data.clone();
     data.resize(bytes, 0);
     data
+}
+
+/// The number of a float type that is nearest, as bytes.
+fn float_bytes(dtype: DType, x: f64) -> Vec<u8> {
+    match dtype {
+        DType::F64 => x.to_le_bytes().to_vec(),
+        DType::F32 => (x as f32).to_le_bytes().to_vec(),
+        DType::F16 => half::f16::from_f64(x).to_le_bytes().to_vec(),
+        _ => half::bf16::from_f64(x).to_le_bytes().to_vec(),
+    }
 }
 
 /// Runs the kernels of modules on every backend; answers how many ran and how many had no operands.

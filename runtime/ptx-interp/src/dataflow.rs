@@ -85,14 +85,16 @@ pub fn dead(kernel: &Kernel) -> HashSet<u32> {
     }
 }
 
-/// Lines of the instructions whose results, in every execution, depend on the launch and its parameters alone and on
-/// nothing in memory. None at all where a branch depends on memory.
-pub fn independent(kernel: &Kernel) -> HashSet<u32> {
-    let mut loaded: HashSet<&str> = HashSet::new();
-    let reads_memory = |i: &Inst| match i.opcode[0].as_str() {
+fn reads_memory(i: &Inst) -> bool {
+    match i.opcode[0].as_str() {
         "ld" => !i.opcode.iter().any(|m| m == "param"),
         base => matches!(base, "atom" | "ldmatrix" | "activemask" | "elect"),
-    };
+    }
+}
+
+/// Registers that may depend on memory; `None` where a branch does.
+fn loaded(kernel: &Kernel) -> Option<HashSet<&str>> {
+    let mut loaded: HashSet<&str> = HashSet::new();
     loop {
         let before = loaded.len();
         for i in instructions(kernel) {
@@ -104,12 +106,25 @@ pub fn independent(kernel: &Kernel) -> HashSet<u32> {
             break;
         }
     }
-    let depends = |i: &Inst| sources(i).iter().any(|s| loaded.contains(s));
     let flow = |i: &Inst| matches!(i.opcode[0].as_str(), "bra" | "ret" | "exit");
-    if instructions(kernel).any(|i| flow(i) && depends(i)) {
-        return HashSet::new();
-    }
+    let depends = |i: &Inst| sources(i).iter().any(|s| loaded.contains(s));
+    (!instructions(kernel).any(|i| flow(i) && depends(i))).then_some(loaded)
+}
+
+/// Lines of the instructions whose results, in every execution, depend on the launch and its parameters alone and on
+/// nothing in memory. None at all where a branch depends on memory.
+pub fn independent(kernel: &Kernel) -> HashSet<u32> {
+    let Some(loaded) = loaded(kernel) else { return HashSet::new() };
+    let depends = |i: &Inst| sources(i).iter().any(|s| loaded.contains(s));
     instructions(kernel).filter(|i| !reads_memory(i) && !depends(i)).map(|i| i.line).collect()
+}
+
+/// Lines of the instructions of which the launch and its parameters alone decide which lanes execute them, whatever they
+/// compute: their guards depend on nothing in memory, and no branch does.
+pub fn reached_alike(kernel: &Kernel) -> HashSet<u32> {
+    let Some(loaded) = loaded(kernel) else { return HashSet::new() };
+    let guard = |i: &&Inst| i.guard.as_ref().is_none_or(|g| !loaded.contains(g.1.as_str()));
+    instructions(kernel).filter(guard).map(|i| i.line).collect()
 }
 
 /// An access to memory: its array, where that is known, and whether it may write.
@@ -227,10 +242,16 @@ pub fn sums_of_nan(kernel: &Kernel) -> HashSet<u32> {
 }
 
 /// Whether a difference in what the instruction on line `from` computes ends before it can matter. `differs` says of an
-/// instruction that [`independent`] names whether it computes anything else because of it. It ends where all who
-/// read a value that differs are such instructions themselves, up to some that compute the same all the same.
-pub fn ends(kernel: &Kernel, from: u32, mut differs: impl FnMut(u32) -> bool) -> bool {
-    let independent = independent(kernel);
+/// instruction that [`independent`] names whether it computes anything else because of it, `skipped` of one that
+/// [`reached_alike`] names whether no lane executes it either way. It ends where all who read a value that differs are
+/// such instructions themselves, up to some that compute the same all the same, or that nobody executes.
+pub fn ends(
+    kernel: &Kernel,
+    from: u32,
+    mut differs: impl FnMut(u32) -> bool,
+    mut skipped: impl FnMut(u32) -> bool,
+) -> bool {
+    let (independent, alike) = (independent(kernel), reached_alike(kernel));
     let (mut todo, mut seen) = (vec![from], HashSet::from([from]));
     while let Some(line) = todo.pop() {
         if !independent.contains(&line) {
@@ -239,12 +260,20 @@ pub fn ends(kernel: &Kernel, from: u32, mut differs: impl FnMut(u32) -> bool) ->
         let values: HashSet<&str> =
             instructions(kernel).filter(|i| i.line == line).flat_map(|i| results(i)).collect();
         for reader in instructions(kernel).filter(|i| sources(i).iter().any(|s| values.contains(s))) {
-            if acts(reader) || !independent.contains(&reader.line) {
+            if !seen.insert(reader.line) {
+                continue;
+            }
+            let of_launch = independent.contains(&reader.line) && !acts(reader);
+            if of_launch && !differs(reader.line) {
+                continue;
+            }
+            if alike.contains(&reader.line) && skipped(reader.line) {
+                continue;
+            }
+            if !of_launch {
                 return false;
             }
-            if seen.insert(reader.line) && differs(reader.line) {
-                todo.push(reader.line);
-            }
+            todo.push(reader.line);
         }
     }
     true
@@ -321,10 +350,21 @@ mod tests {
         );
         let line = |n: u32| n + 8;
         // beyond the limit either way
-        assert!(ends(&k, line(2), |l| l != line(3)));
-        assert!(!ends(&k, line(2), |_| true));
-        // stored
-        assert!(!ends(&k, line(5), |_| false));
+        assert!(ends(&k, line(2), |l| l != line(3), |_| false));
+        assert!(!ends(&k, line(2), |_| true, |_| false));
+        // stored, by somebody or by nobody
+        assert!(!ends(&k, line(5), |_| false, |_| false));
+        assert!(ends(&k, line(5), |_| true, |l| l == line(7)));
+    }
+
+    #[test]
+    fn a_guard_from_memory_decides_anew_each_time() {
+        let k = kernel(
+            "ld.param.u64 %d0, [a];\nmov.u32 %r0, %tid.x;\nsetp.lt.s32 %p0, %r0, 7;\nld.global.u32 %r1, [%d0];\n\
+             setp.lt.s32 %p1, %r1, 7;\n@%p0 st.global.u32 [%d0], %r1;\n@%p1 st.global.u32 [%d0+4], %r0;\n",
+        );
+        let alike = lines(reached_alike(&k));
+        assert!(alike.contains(&6) && !alike.contains(&7), "{alike:?}");
     }
 
     #[test]
