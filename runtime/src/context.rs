@@ -113,7 +113,18 @@ impl Context {
     /// As for `run`; what only the device can find is told by `wait`.
     pub fn run_async(&mut self, inputs: &[InputView<'_>]) -> Result<()> {
         let state = self.state.as_mut().map_err(|e| e.clone())?;
-        Executor::new(&self.model, state, inputs, None).start(None)
+        Executor::new(&self.model, state, inputs, None).start(None)?;
+        state.queue.mark()
+    }
+
+    /// Whether the device has done what [`Context::run_async`] has handed over, so that [`Context::wait`] comes back at
+    /// once; true where nothing is under way.
+    ///
+    /// # Errors
+    /// Those of a device that has failed meanwhile.
+    pub fn is_done(&self) -> Result<bool> {
+        let state = self.state.as_ref().map_err(|e| e.clone())?;
+        if state.pending { state.queue.is_at_mark() } else { Ok(true) }
     }
 
     /// Waits for what [`Context::run_async`] has handed over.

@@ -209,6 +209,14 @@ impl Queue for CpuQueue {
         Ok(())
     }
 
+    fn mark(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_at_mark(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     fn failure(&self) -> Option<IndexFailure> {
         let flag = self.status.flag.swap(0, Ordering::AcqRel);
         (flag != 0).then(|| IndexFailure {

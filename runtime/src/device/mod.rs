@@ -134,6 +134,10 @@ pub trait Queue: Send {
     unsafe fn read_later(&self, from: Addr, to: *mut u8, len: usize) -> Result<()>;
     /// Until everything handed over is done.
     fn wait(&self) -> Result<()>;
+    /// Sets a mark behind everything handed over.
+    fn mark(&self) -> Result<()>;
+    /// Whether everything before the mark is done; does not wait.
+    fn is_at_mark(&self) -> Result<bool>;
     /// What kernels that are done have reported; forgets it.
     fn failure(&self) -> Option<IndexFailure>;
     /// Gives the kernels that are handed over, recorded or replayed from here on these values of the program's symbols.

@@ -203,7 +203,14 @@ fn runs_can_be_waited_for_later() {
     for _ in 0..3 {
         context.run_async(&compiled::views(&inputs)).unwrap();
         assert!(context.output(0).is_none(), "an output that nobody has waited for");
+        // of a device that works only when it is asked
+        let mut asked = 0;
+        while !context.is_done().unwrap() {
+            asked += 1;
+        }
+        assert!(asked > 0, "it was done at once");
         context.wait().unwrap();
+        assert!(context.is_done().unwrap());
         assert_eq!(compiled.outputs(&context).unwrap(), want);
     }
     // an error that only the device can find

@@ -13,6 +13,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 const LANES: u32 = 32;
+const NOT_READY: u32 = 600;
 /// Blocks per multiprocessor beyond which warps take several iterations instead.
 const BLOCKS_PER_UNIT: u64 = 16;
 /// Scratch memory of a grid stays below this where fewer blocks can do the work.
@@ -25,6 +26,7 @@ pub(super) struct CudaQueue {
     // fields are dropped in this order: the stream first, which waits
     stream: Stream,
     timers: [cu::CUevent; 2],
+    mark: cu::CUevent,
     inner: RefCell<Inner>,
     /// The kernels' status word, and what it said at the last wait.
     status: DeviceMemory,
@@ -113,7 +115,7 @@ impl Drop for CudaQueue {
     fn drop(&mut self) {
         let driver = &self.code.driver;
         if driver.enter().is_ok() {
-            for e in self.timers {
+            for e in self.timers.into_iter().chain([self.mark]) {
                 // SAFETY: made by `new`.
                 let _ = unsafe { driver.api.event_destroy(e) };
             }
@@ -146,14 +148,18 @@ impl CudaQueue {
                 .memset_d8_async(status.base() as u64, 0, STATUS, handle)
                 .map_err(|f| driver.error(f))?;
         }
-        let mut events = [std::ptr::null_mut(); 2];
-        for e in &mut events {
+        let timed = cu::CUevent_flags::CU_EVENT_DEFAULT as u32;
+        let untimed = cu::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        let mut events = [std::ptr::null_mut(); 3];
+        for (e, flags) in events.iter_mut().zip([timed, timed, untimed]) {
             // SAFETY: writes the handle.
-            unsafe { driver.api.event_create(e, 0) }.map_err(|f| driver.error(f))?;
+            unsafe { driver.api.event_create(e, flags) }.map_err(|f| driver.error(f))?;
         }
+        let [begin, end, mark] = events;
         Ok(CudaQueue {
             stream,
-            timers: events,
+            timers: [begin, end],
+            mark,
             inner: RefCell::default(),
             status,
             seen,
@@ -377,6 +383,21 @@ impl Queue for CudaQueue {
     fn wait(&self) -> Result<()> {
         self.code.driver.enter()?;
         self.wait_for(&mut self.inner.borrow_mut())
+    }
+
+    fn mark(&self) -> Result<()> {
+        // SAFETY: our event and stream.
+        let recorded = unsafe { self.code.driver.api.event_record(self.mark, self.stream.handle) };
+        self.check(&self.inner.borrow(), recorded)
+    }
+
+    fn is_at_mark(&self) -> Result<bool> {
+        self.code.driver.enter()?;
+        // SAFETY: our event.
+        match unsafe { self.code.driver.api.event_query(self.mark) } {
+            Err(f) if f.code == NOT_READY => Ok(false),
+            result => self.check(&self.inner.borrow(), result).map(|()| true),
+        }
     }
 
     fn failure(&self) -> Option<IndexFailure> {
