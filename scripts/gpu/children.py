@@ -14,6 +14,8 @@ import time
 # A turn should take about so long, on the device.
 TURN_US = 20_000
 MOST_CALLS = 200
+# Part of the time in which contestants have to be ready.
+READY = 0.75
 
 
 class Contestant:
@@ -76,7 +78,8 @@ class Contestant:
 def contest(argv: dict[str, list], rounds: int, seconds: float) -> dict:
     """Starts all of `argv` and lets them take turns. Medians in microseconds by name, and of the ratios to `ours`, by round; what
     the others said where they could not."""
-    until = time.monotonic() + seconds
+    began = time.monotonic()
+    ready_until, until = began + READY * seconds, began + seconds
     all_of_them = [Contestant(name, a) for name, a in argv.items()]
     found: dict = {"about": {}, "could_not": {}, "us": {}, "ratios": {}}
     calls, times = {}, {}
@@ -91,7 +94,7 @@ def contest(argv: dict[str, list], rounds: int, seconds: float) -> dict:
             return None
     try:
         for c in all_of_them:
-            found["about"][c.name] = attempt(c, lambda: c.answer(until))
+            found["about"][c.name] = attempt(c, lambda: c.answer(ready_until))
         ready = lambda: [c for c in all_of_them if c.name not in found["could_not"]]
         for c in ready():
             if (us := attempt(c, lambda: c.turn(3, until))) is not None:
