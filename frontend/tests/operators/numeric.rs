@@ -163,3 +163,98 @@ fn losses_leave_ignored_classes_out_of_the_mean() {
     let y = one("NegativeLogLikelihoodLoss", 13, &[("ignore_index", A::I(-1))], &[&scores, &target, &weight]);
     close(&y, &[], &[-(2.0 * 1.0 + 2.0 * 5.0) / 4.0], 1e-6);
 }
+
+/// Values and positions of the maxima of x[n, c, h, w] by plain loops: the first maximum wins, padding never does.
+fn maxima(x: &[f64], shape: [usize; 4], w: &Windows) -> (Vec<f64>, Vec<f64>) {
+    let [n, c, height, width] = shape;
+    let out = w.out(shape);
+    let (mut values, mut positions) = (Vec::new(), Vec::new());
+    for plane in 0..n * c {
+        for o in 0..out[0] * out[1] {
+            let at = [o / out[1], o % out[1]];
+            let mut best: Option<(f64, usize)> = None;
+            for tap in 0..w.kernel[0] * w.kernel[1] {
+                let tap = [tap / w.kernel[1], tap % w.kernel[1]];
+                let place =
+                    |d: usize| (at[d] * w.strides[d] + tap[d] * w.dilations[d]).checked_sub(w.pads[d]);
+                let (Some(i), Some(j)) = (place(0), place(1)) else { continue };
+                if i >= height || j >= width {
+                    continue;
+                }
+                let v = x[(plane * height + i) * width + j];
+                if best.is_none_or(|(b, _)| v > b) {
+                    let within = if w.column_major { i + j * height } else { i * width + j };
+                    best = Some((v, plane * height * width + within));
+                }
+            }
+            let (v, p) = best.expect("no window of padding alone");
+            values.push(v);
+            positions.push(p as f64);
+        }
+    }
+    (values, positions)
+}
+
+struct Windows {
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    /// Before and after alike.
+    pads: [usize; 2],
+    column_major: bool,
+}
+
+impl Windows {
+    fn out(&self, shape: [usize; 4]) -> [usize; 2] {
+        [0, 1].map(|d| {
+            let reach = (self.kernel[d] - 1) * self.dilations[d] + 1;
+            (shape[2 + d] + 2 * self.pads[d] - reach) / self.strides[d] + 1
+        })
+    }
+}
+
+#[test]
+fn the_first_of_equal_maxima_has_the_index() {
+    let w = |kernel, strides, dilations, pads, column_major| Windows {
+        kernel,
+        strides,
+        dilations,
+        pads,
+        column_major,
+    };
+    for (seed, w) in [
+        w([2, 2], [2, 2], [1, 1], [0, 0], false),
+        w([3, 2], [1, 2], [1, 1], [1, 0], false),
+        w([3, 3], [2, 1], [2, 3], [2, 1], true),
+        w([1, 4], [3, 3], [1, 2], [0, 3], true),
+        w([20, 17], [1, 1], [1, 1], [4, 3], false),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let shape = [2, 3, 17, 19];
+        // few different numbers, so that many are equal; one window all of the lowest
+        let mut x: Vec<f32> =
+            values(&noise(&shape, seed as u64)).iter().map(|v| (v * 2.0).round() as f32).collect();
+        x[..19 * 4].fill(f32::NEG_INFINITY);
+        let wide: Vec<f64> = x.iter().map(|&v| v.into()).collect();
+        let ints = |v: [usize; 2]| v.map(|i| i as i64);
+        let (kernel, strides, dilations) = (ints(w.kernel), ints(w.strides), ints(w.dilations));
+        let pads = [ints(w.pads), ints(w.pads)].concat();
+        let attrs = [
+            ("kernel_shape", A::Is(&kernel)),
+            ("strides", A::Is(&strides)),
+            ("dilations", A::Is(&dilations)),
+            ("pads", A::Is(&pads)),
+            ("storage_order", A::I(w.column_major.into())),
+        ];
+        let x = f32s(&shape, &x);
+        let found = run("", "MaxPool", 12, &attrs, &[In::Fed(&x)], 2);
+        let (want, at) = maxima(&wide, shape, w);
+        let out = w.out(shape);
+        let size = [2, 3, out[0], out[1]];
+        assert_eq!(found[0].shape, size);
+        assert_eq!(values(&found[0]), want, "{:?}", w.kernel);
+        assert_eq!(values(&found[1]), at, "{:?}", w.kernel);
+    }
+}

@@ -69,18 +69,11 @@ fn max_pool(cx: &mut NodeCx) -> OpResult {
     Ok(cx.b.window_reduce(Monoid::Max, p.x, &p.window.kernel, &p.window.dims())?.into())
 }
 
-/// Most positions of a window that is expanded position by position.
-const MAX_TAPS: i64 = 256;
-
 /// Values and flat positions (in the input, or with `storage_order` 1 with the spatial dims
-/// reversed) of the maxima. Position by position: the first maximum wins.
+/// reversed) of the maxima: in each window the first element that equals its maximum. NaN is the maximum of its window.
 fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
     let w = &p.window;
     let n = w.kernel.len();
-    let taps: i64 = w.kernel.iter().product();
-    if taps > MAX_TAPS {
-        return Err(OpError::limit(format!("the indices of a window of {taps} positions")));
-    }
     let dtype = cx.dtype(p.x);
     let shape = cx.shape(p.x);
     let lowest = cx.b.scalar_of(dtype, Monoid::Max.identity(dtype))?;
@@ -90,75 +83,96 @@ fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
         lo[2 + i] = w.pads[i].0.clone();
         hi[2 + i] = w.pads[i].1.clone();
     }
-    let padded = cx.b.pad(p.x, lowest, &lo, &hi, &vec![0; 2 + n])?;
-    let size = [&shape[..2], &p.out].concat();
-    // position of each window's first element, by dim, before padding
-    let mut first = Vec::new();
+    let mut windows = cx.b.pad(p.x, lowest, &lo, &hi, &vec![0; 2 + n])?;
+    // windows [N, C, O1, K1, O2, K2, ...], and for each dim its positions in the input, before padding, [1, .., Oi, Ki, ..]
+    let mut positions = Vec::new();
     for i in 0..n {
-        let o = cx.b.iota(DType::I64, &size, 2 + i)?;
-        let o = cx.b.mul_scalar(o, w.strides[i] as f64)?;
+        let size = [p.out[i].clone(), Dim::from(w.kernel[i])];
+        let window = cx.b.iota(DType::I64, &size, 0)?;
+        let window = cx.b.mul_scalar(window, w.strides[i] as f64)?;
+        let tap = cx.b.iota(DType::I64, &size, 1)?;
+        let tap = cx.b.mul_scalar(tap, w.dilations[i] as f64)?;
+        let position = cx.b.add(window, tap)?;
+        windows = cx.b.gather(windows, position, 2 + 2 * i)?;
         let pad = cx.b.dim_value(&w.pads[i].0)?;
-        first.push(cx.b.sub(o, pad)?);
+        let position = cx.b.sub(position, pad)?;
+        positions.push(cx.b.reshape(position, &spread(n, i, size))?);
     }
+    let taps: Vec<usize> = (0..n).map(|i| 3 + 2 * i).collect();
+    let values = cx.b.window_reduce(Monoid::Max, p.x, &w.kernel, &w.dims())?;
+    let mut each = cx.shape(values)[..2].to_vec();
+    each.extend(p.out.iter().flat_map(|o| [o.clone(), Dim::from(1)]));
+    let best = cx.b.reshape(values, &each)?;
+    let mut hit = cx.b.eq(windows, best)?;
+    if dtype.is_float() {
+        let nan = cx.b.ne(windows, windows)?;
+        hit = cx.b.or(hit, nan)?;
+    }
+    // padding never wins, not even over a lowest value that is really there
+    for (i, position) in positions.iter().enumerate() {
+        if !(lo[2 + i].is_const(0) && hi[2 + i].is_const(0)) {
+            let (zero, extent) = (cx.b.scalar_i64(0)?, cx.b.dim_value(&shape[2 + i])?);
+            let (from, to) = (cx.b.ge(*position, zero)?, cx.b.lt(*position, extent)?);
+            let inside = cx.b.and(from, to)?;
+            hit = cx.b.and(hit, inside)?;
+        }
+    }
+    // the first tap in the order of the dims; a window of padding alone has that of its start
+    let all: i64 = w.kernel.iter().product();
+    let mut number = cx.b.scalar_i64(0)?;
+    for (i, &k) in w.kernel.iter().enumerate() {
+        let one = cx.b.iota(DType::I64, &spread(n, i, [Dim::from(1), Dim::from(k)]), 3 + 2 * i)?;
+        number = cx.b.mul_scalar(number, k as f64)?;
+        number = cx.b.add(number, one)?;
+    }
+    let none = cx.b.scalar_i64(all)?;
+    let number = cx.b.select(hit, number, none)?;
+    let first = cx.b.reduce(Monoid::Min, number, &taps, true)?;
+    let first = cx.b.rem(first, none)?;
+    flat_positions(cx, p, &shape, first).and_then(|at| {
+        let size = [&shape[..2], &p.out].concat();
+        Ok([values, cx.b.reshape(at, &size)?].into())
+    })
+}
+
+/// The shape [1, 1, ..] of windows with this size of outputs and taps in dim `i` alone.
+fn spread(n: usize, i: usize, size: [Dim; 2]) -> Vec<Dim> {
+    let mut shape = vec![Dim::from(1); 2 + 2 * n];
+    shape[2 + 2 * i..4 + 2 * i].clone_from_slice(&size);
+    shape
+}
+
+/// Flat positions in the input of taps, numbered in the order of the dims, [N, C, O1, 1, O2, 1, ...].
+fn flat_positions(cx: &mut NodeCx, p: &Pool, shape: &[Dim], tap: V) -> Result<V, OpError> {
+    let w = &p.window;
+    let n = w.kernel.len();
     let column_major = cx.int("storage_order", 0)? == 1;
     let spatial = &shape[2..];
-    let weight = |i: usize| -> Dim {
-        if column_major { Dim::product(&spatial[..i]) } else { Dim::product(&spatial[i + 1..]) }
-    };
-    let plane = {
-        let rows = cx.b.iota(DType::I64, &size, 0)?;
-        let channels = cx.b.dim_value(&shape[1])?;
-        let rows = cx.b.mul(rows, channels)?;
-        let c = cx.b.iota(DType::I64, &size, 1)?;
-        let rows = cx.b.add(rows, c)?;
-        let area = cx.b.dim_value(&Dim::product(spatial))?;
-        cx.b.mul(rows, area)?
-    };
-    // by dim and position in the window: what it adds to the flat position, whether it is in the input
-    let mut positions: Vec<Vec<(V, V)>> = Vec::new();
-    let zero = cx.b.scalar_i64(0)?;
+    let mut planes = vec![Dim::from(1); 2 + 2 * n];
+    planes[..2].clone_from_slice(&shape[..2]);
+    let (row, channel) = (cx.b.iota(DType::I64, &planes, 0)?, cx.b.iota(DType::I64, &planes, 1)?);
+    let count = cx.b.dim_value(&shape[1])?;
+    let row = cx.b.mul(row, count)?;
+    let plane = cx.b.add(row, channel)?;
+    let area = cx.b.dim_value(&Dim::product(spatial))?;
+    let mut place = cx.b.mul(plane, area)?;
     for i in 0..n {
-        let (extent, by) = (cx.b.dim_value(&spatial[i])?, cx.b.dim_value(&weight(i))?);
-        let position = |k: i64| -> Result<(V, V), OpError> {
-            let pos = cx.b.add_scalar(first[i], (k * w.dilations[i]) as f64)?;
-            let (a, b) = (cx.b.ge(pos, zero)?, cx.b.lt(pos, extent)?);
-            Ok((cx.b.mul(pos, by)?, cx.b.and(a, b)?))
-        };
-        positions.push((0..w.kernel[i]).map(position).collect::<Result<_, _>>()?);
+        let window = cx.b.iota(DType::I64, &spread(n, i, [p.out[i].clone(), Dim::from(1)]), 2 + 2 * i)?;
+        let window = cx.b.mul_scalar(window, w.strides[i] as f64)?;
+        let later = cx.b.scalar_i64(w.kernel[i + 1..].iter().product())?;
+        let own = cx.b.scalar_i64(w.kernel[i])?;
+        let step = cx.b.div(tap, later)?;
+        let step = cx.b.rem(step, own)?;
+        let step = cx.b.mul_scalar(step, w.dilations[i] as f64)?;
+        let position = cx.b.add(window, step)?;
+        let pad = cx.b.dim_value(&w.pads[i].0)?;
+        let position = cx.b.sub(position, pad)?;
+        let weight = if column_major { Dim::product(&spatial[..i]) } else { Dim::product(&spatial[i + 1..]) };
+        let weight = cx.b.dim_value(&weight)?;
+        let part = cx.b.mul(position, weight)?;
+        place = cx.b.add(place, part)?;
     }
-    let (mut best, mut at): (Option<V>, Option<V>) = (None, None);
-    for tap in 0..taps {
-        let (mut start, mut step) = (vec![Dim::from(0); 2 + n], vec![1; 2 + n]);
-        let mut rest = tap;
-        let mut place = plane;
-        let mut inside: Option<V> = None;
-        for i in (0..n).rev() {
-            let k = rest % w.kernel[i];
-            rest /= w.kernel[i];
-            start[2 + i] = Dim::from(k * w.dilations[i]);
-            step[2 + i] = w.strides[i];
-            let (part, ok) = positions[i][k as usize];
-            inside = Some(match inside {
-                Some(v) => cx.b.and(v, ok)?,
-                None => ok,
-            });
-            place = cx.b.add(place, part)?;
-        }
-        let v = cx.b.slice(padded, &start, &size, &step)?;
-        (best, at) = match (best, at, inside) {
-            (Some(b), Some(a), Some(inside)) => {
-                let more = cx.b.gt(v, b)?;
-                // a padded position never wins, not even over a lowest value that is really there
-                let take = cx.b.and(more, inside)?;
-                (Some(cx.b.select(take, v, b)?), Some(cx.b.select(take, place, a)?))
-            }
-            _ => (Some(v), Some(place)),
-        };
-    }
-    match (best, at) {
-        (Some(b), Some(a)) => Ok([b, a].into()),
-        _ => Err(OpError::invalid(Code::Attribute, "an empty kernel")),
-    }
+    Ok(place)
 }
 
 /// Sums in f32 where the elements are halves, whose range a sum leaves easily.
