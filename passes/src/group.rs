@@ -80,7 +80,8 @@ struct Candidate {
 
 /// How a convolution is computed, other than directly.
 enum Form<'a> {
-    Winograd,
+    Winograd(winograd::Form),
+    Overlap(winograd::Form, &'a [WindowDim]),
     Col2im(&'a [WindowDim]),
 }
 
@@ -290,10 +291,22 @@ impl Planner<'_> {
                 items.push(Item::Kernel(unit));
             }
             _ => {
-                if let Some(units) = self.algorithm(id, result) {
+                let region = match self.choices.reassociate && !self.facts.constant[result.index()] {
+                    true => self.grow(id, &[result], &HashSet::new(), false),
+                    false => HashSet::new(),
+                };
+                if let Some(units) = self.algorithm(id, result, &region) {
                     return Ok(units.into_iter().map(Item::Kernel).collect());
                 }
-                let unit = self.build(id, &[result], |b| b.root(result))?;
+                // one of another shape: what stores its results elsewhere reads them from a buffer
+                let other =
+                    |v: &&ValueId| g[**v].ty.shape != g[result].ty.shape && self.form(**v, **v).is_some();
+                let mut apart: Vec<ValueId> = region.iter().filter(other).copied().collect();
+                apart.sort_by_key(|v| v.index());
+                let unit = self.build(id, &[result], |b| match apart.iter().find(|v| (b.inline)(**v)) {
+                    Some(v) => Err(PullError::Materialise(*v)),
+                    None => b.root(result),
+                })?;
                 items.push(Item::Kernel(unit));
             }
         }
@@ -301,29 +314,14 @@ impl Planner<'_> {
     }
 
     /// The kernels of a group around a convolution that is better computed in another than the direct form.
-    fn algorithm(&mut self, id: OpId, root: ValueId) -> Option<Vec<KernelUnit>> {
+    fn algorithm(&mut self, id: OpId, root: ValueId, region: &HashSet<ValueId>) -> Option<Vec<KernelUnit>> {
         let g = self.unit.graph;
-        if !self.choices.reassociate || self.facts.constant[root.index()] {
-            return None;
-        }
-        let region = self.grow(id, &[root], &HashSet::new(), false);
         let (site, form) = region.iter().find_map(|&conv| {
-            let op = &g[g.def_op(conv)?];
-            let [x, w] = *op.operands.as_slice() else { return None };
-            let Prim::Convolve { window, .. } = &op.prim else { return None };
-            let padded = window.iter().any(|d| !d.pad_lo.is_const(0));
-            let form = if !padded && winograd::pays(&op.prim, &g[w].ty, &g[conv].ty, self.unit.symbols) {
-                Form::Winograd
-            } else if col2im::pays(&op.prim, &g[x].ty, &g[w].ty, &g[conv].ty) {
-                Form::Col2im(window)
-            } else {
-                return None;
-            };
-            let same = g[root].ty.shape == g[conv].ty.shape;
-            (same && self.facts.constant[w.index()]).then_some((winograd::Site { conv, x, w, root }, form))
+            let (site, form) = self.form(conv, root)?;
+            (g[root].ty.shape == g[conv].ty.shape).then_some((site, form))
         })?;
         let what = || {
-            let name = if matches!(form, Form::Winograd) { "winograd" } else { "col2im" };
+            let name = if matches!(form, Form::Col2im(_)) { "col2im" } else { "winograd" };
             format!("{name} for convolve %{}", site.conv.0)
         };
         if !self.fuel.allow(ALGORITHMS, g[id].origin, what) {
@@ -334,13 +332,41 @@ impl Planner<'_> {
             Build { unit: self.unit, homes: &self.homes, inline: &inline, limit: self.choices.limit, op: id };
         let mut temps = self.temps.clone();
         let units = match form {
-            Form::Winograd => winograd::build(&build, site, &mut temps),
+            Form::Winograd(form) => winograd::build(&build, site, form, &mut temps),
+            Form::Overlap(form, window) => {
+                winograd::build_overlapping(&build, site, form, window, &mut temps)
+            }
             Form::Col2im(window) => col2im::build(&build, site, window, &mut temps),
         };
         let units = units.ok()??;
         self.temps = temps;
-        self.demand_reads(&region);
+        self.demand_reads(region);
         Some(units)
+    }
+
+    /// Another form for the convolution whose result is `conv`, where one pays.
+    fn form(&self, conv: ValueId, root: ValueId) -> Option<(winograd::Site, Form<'_>)> {
+        let g = self.unit.graph;
+        let op = &g[g.def_op(conv)?];
+        let [x, w] = *op.operands.as_slice() else { return None };
+        let Prim::Convolve { window, .. } = &op.prim else { return None };
+        if !self.facts.constant[w.index()] {
+            return None;
+        }
+        let (x_type, w_type, out) = (&g[x].ty, &g[w].ty, &g[conv].ty);
+        let symbols = self.unit.symbols;
+        let padded = window.iter().any(|d| !d.pad_lo.is_const(0));
+        let tiled = winograd::Form::of(&op.prim, w_type, out, symbols).filter(|_| !padded);
+        let form = if let Some(form) = winograd::Form::overlapping(&op.prim, x_type, w_type, out, symbols) {
+            Form::Overlap(form, window)
+        } else if let Some(form) = tiled {
+            Form::Winograd(form)
+        } else if col2im::pays(&op.prim, x_type, w_type, out) {
+            Form::Col2im(window)
+        } else {
+            return None;
+        };
+        Some((winograd::Site { conv, x, w, root }, form))
     }
 
     /// Demands what the members of a region read.

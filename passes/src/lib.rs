@@ -63,8 +63,8 @@ pub struct Options {
     pub fold_bytes: usize,
     /// Nodes that the expression of one kernel may have.
     pub pull_limit: usize,
-    /// How exactly the model's arithmetic is followed. Winograd's form for 3 x 3 convolutions, which takes a
-    /// third of the time at some 15 times the rounding error (1e-5 of the output's scale), is never strict.
+    /// How exactly the model's arithmetic is followed. Winograd's form for convolutions, which takes a third of
+    /// the time at some 15 times the rounding error (1e-5 of the output's scale), is never strict.
     pub math: Math,
     /// Inputs and outputs that are one buffer, kept from run to run.
     pub states: Vec<graph::StateSpec>,

@@ -101,7 +101,11 @@ pub const PASSES: &[Pass] = &[
         name: "densify-convolutions",
         stage: Stage::Canonical,
         reason: "products by zeros are not computed; before folding, which packs the weights, and before their pads",
-        run: |s, cx| on_graph(s, |m| graph::densify_convolutions(m, cx.fuel)),
+        run: |s, cx| {
+            // bf16 has direct forms for most of them
+            let winograd = cx.options.math == ir::Math::Default;
+            on_graph(s, |m| graph::densify_convolutions(m, winograd, cx.fuel))
+        },
     },
     Pass {
         name: "fold-again",

@@ -519,6 +519,45 @@ fn winograd_convolution() {
     }
 }
 
+/// A convolution of `[2, 64, h, w]` with `k x k` taps after and before something elementwise.
+fn filtered(h: i64, w: i64, k: i64, window: [WindowDim; 2]) -> Planned {
+    let mut b = Builder::new("filtered");
+    let d = Dim::from;
+    let x = b.input("x", DType::F32, vec![d(2), d(64), d(h), d(w)]);
+    let y = b.tanh(x).unwrap();
+    let weights = b.random_constant(DType::F32, &[72, 64, k as usize, k as usize], 7, 0.0, 0.1).unwrap();
+    let bias = b.random_constant(DType::F32, &[72, 1, 1], 8, 0.0, 1.0).unwrap();
+    let y = b.convolve(y, weights, &window, 1, DType::F32).unwrap();
+    let y = b.add(y, bias).unwrap();
+    let y = b.tanh(y).unwrap();
+    let m = b.finish(&[("y".into(), y)]).unwrap();
+    let inputs = [data(DType::F32, &[2, 64, h as usize, w as usize], 3)];
+    let p = plan(&m);
+    let want = Interp::new(&m).run(&inputs).unwrap();
+    let got = crate::kernel_exec::execute(&p, &inputs).unwrap_or_else(|e| panic!("{e}\n{}", show(&p)));
+    // results before `tanh` are about 3 in size, with errors of 1e-5 of that
+    let c = compare(&got[0], &want[0], Tolerance { abs: 1e-4, ..Tolerance::of(DType::F32) });
+    assert!(c.passes(), "{c:?}\n{}", show(&p));
+    p
+}
+
+#[test]
+fn winograd_with_other_filters() {
+    // ragged tiles and whole ones, with padding and without
+    for (h, w, k, pad) in [
+        (21, 17, 2, 0),
+        (18, 23, 2, 1),
+        (13, 9, 4, 1),
+        (12, 12, 5, 2),
+        (14, 13, 6, 0),
+        (16, 16, 7, 0),
+        (11, 10, 7, 3),
+    ] {
+        let p = filtered(h, w, k, [window(1, pad), window(1, pad)]);
+        assert!(names(&p).contains(&"winograd_products"), "{k}: {:?}", names(&p));
+    }
+}
+
 #[test]
 fn convolution_of_mostly_padding() {
     for (h, w, k) in [(5, 6, 5), (4, 4, 3)] {
@@ -535,5 +574,26 @@ fn convolution_of_mostly_padding() {
         let m = b.finish(&[("y".into(), y)]).unwrap();
         let p = check(&m, &[data(DType::F32, &[2, 32, h as usize, w as usize], 3)]);
         assert!(names(&p).contains(&"tap_products"), "{:?}", names(&p));
+    }
+}
+
+#[test]
+fn phases_of_a_transposed_convolution_in_tiles() {
+    // one convolution for all phases, whose places are interleaved afterwards
+    let dim = || WindowDim { base_dilation: 2, ..window(1, 2) };
+    let p = filtered(16, 16, 4, [dim(), dim()]);
+    assert!(names(&p).contains(&"winograd_contributions"), "{:?}", names(&p));
+    assert_eq!(names(&p).iter().filter(|n| **n == "winograd_products").count(), 1);
+}
+
+#[test]
+fn overlapping_tiles() {
+    // whole tiles of the input and ragged ones; places before the first tap are cropped
+    for (h, w, k, lo, hi) in
+        [(10, 10, 7, 6, 6), (6, 4, 7, 6, 6), (4, 4, 7, 4, 4), (6, 3, 4, 3, 3), (5, 7, 5, 4, 5)]
+    {
+        let dim = || WindowDim { pad_hi: Dim::from(hi), ..window(1, lo) };
+        let p = filtered(h, w, k, [dim(), dim()]);
+        assert!(names(&p).contains(&"winograd_contributions"), "{h} {w} {k}: {:?}", names(&p));
     }
 }

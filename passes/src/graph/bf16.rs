@@ -8,6 +8,7 @@
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
+use crate::winograd::Form;
 use ir::prim::{ConvertMode, Prim};
 use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
@@ -34,7 +35,7 @@ fn wanted(g: &Graph, symbols: &Symbols) -> Region {
             // a window of few products in each group has no use for words
             Prim::Convolve { .. } => {
                 let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
-                words && !crate::winograd::pays_over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols)
+                words && Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols).is_none()
             }
             _ => false,
         };

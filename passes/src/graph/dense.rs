@@ -14,17 +14,20 @@
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
+use crate::winograd::Form;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{ConstData, ConstSource, Dim, Module, Symbols, TensorType, ValueId};
 
-pub fn densify_convolutions(module: &mut Module, fuel: &Fuel) -> Result<()> {
+/// `winograd`: convolutions may be computed that way.
+pub fn densify_convolutions(module: &mut Module, winograd: bool, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Dense { symbols }, fuel)
+    rewrite(module, &mut Dense { symbols, winograd }, fuel)
 }
 
 struct Dense {
     symbols: Symbols,
+    winograd: bool,
 }
 
 /// One spatial dim of a transposed convolution as phases.
@@ -55,7 +58,7 @@ impl Rule for Dense {
         let [x, w] = *site.operands else { return Ok(None) };
         let taps: Option<Vec<i64>> = site.ty(w).shape[2..].iter().map(Dim::as_const).collect();
         let Some(taps) = taps else { return Ok(None) };
-        let mut build = Build { symbols: &self.symbols, cx, site };
+        let mut build = Build { symbols: &self.symbols, winograd: self.winograd, cx, site };
         if *groups == 1
             && let Some(y) = build.single([x, w], window, &taps)?
         {
@@ -139,6 +142,7 @@ const MIN_CHANNELS: i64 = 16;
 
 struct Build<'a, 'm, 's> {
     symbols: &'a Symbols,
+    winograd: bool,
     cx: &'a mut Shared<'m>,
     site: &'a mut Site<'s>,
 }
@@ -278,7 +282,9 @@ impl Build<'_, '_, '_> {
                 None => return Ok(None),
             }
         }
-        if let Some(y) = self.separate_phases([x, w], window, groups, taps, &phases)? {
+        if !self.tiles_pay([x, w], groups, taps, &phases)
+            && let Some(y) = self.separate_phases([x, w], window, groups, taps, &phases)?
+        {
             return Ok(Some(vec![y]));
         }
         let n = phases.len();
@@ -307,6 +313,25 @@ impl Build<'_, '_, '_> {
             y = self.slice(y, start, result.shape, 1)?;
         }
         Ok(Some(vec![y]))
+    }
+
+    /// True where one convolution for all phases has a form that makes up for its missing taps and its margin.
+    fn tiles_pay(&self, [x, w]: [ValueId; 2], groups: usize, taps: &[i64], phases: &[Phases]) -> bool {
+        let Prim::Convolve { acc, .. } = self.site.op.prim else { return false };
+        if !self.winograd || groups != 1 || !super::pads::of_constants(self.site, w) {
+            return false;
+        }
+        let count: i64 = phases.iter().map(|p| p.count).product();
+        let (x, w, result) = (self.site.ty(x), self.site.ty(w), &self.site.types[0]);
+        let (mut weights, mut out) = (w.clone(), result.clone());
+        weights.shape[0] = &weights.shape[0] * Dim::from(count);
+        out.shape[1] = weights.shape[0].clone();
+        for (d, p) in phases.iter().enumerate() {
+            weights.shape[2 + d] = Dim::from(p.taps);
+            out.shape[2 + d] = p.extent.clone();
+        }
+        let prim = Prim::Convolve { window: phases.iter().map(|p| p.window.clone()).collect(), groups, acc };
+        Form::pays_with_zeros(&prim, [x, &weights, &out], self.symbols, taps.iter().product(), count)
     }
 
     /// A convolution for each phase, side by side in the channels of one value; `None` where one for all

@@ -7,6 +7,7 @@
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
+use crate::winograd::Form;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{ConstData, ConstSource, DType, Dim, Module, Symbols, TensorType, ValueId};
@@ -79,7 +80,7 @@ fn constant(cx: &mut Shared<'_>, site: &mut Site<'_>, dtype: DType, value: Scala
 }
 
 /// True where the value is a constant or a view of one.
-fn of_constants(site: &Site<'_>, mut v: ValueId) -> bool {
+pub(super) fn of_constants(site: &Site<'_>, mut v: ValueId) -> bool {
     while let Some(op) = site.def(v) {
         match (&op.prim, op.operands.first()) {
             (Prim::Const(_), _) => return true,
@@ -97,22 +98,24 @@ impl Rule for Pads {
             Prim::Convolve { window, groups, acc } => {
                 let [x, w] = *site.operands else { return Ok(None) };
                 let constant = matches!(site.def(w), Some(op) if matches!(op.prim, Prim::Const(_)));
-                let tiled = self.winograd
-                    && constant
-                    && crate::winograd::pays(&site.op.prim, site.ty(w), &types[0], &self.symbols);
-                // that form meets no padding
+                let tiled = (self.winograd && constant)
+                    .then(|| Form::of(&site.op.prim, site.ty(w), &types[0], &self.symbols))
+                    .flatten();
+                // these forms meet no padding
                 if self.winograd
                     && of_constants(site, w)
-                    && crate::col2im::pays(&site.op.prim, site.ty(x), site.ty(w), &types[0])
+                    && (crate::col2im::pays(&site.op.prim, site.ty(x), site.ty(w), &types[0])
+                        || Form::overlapping(&site.op.prim, site.ty(x), site.ty(w), &types[0], &self.symbols)
+                            .is_some())
                 {
                     return Ok(None);
                 }
                 // what is padded for the tiles' sake only is cropped again by the convolution
                 let (mut padded, mut plain) = (window.clone(), unpadded(window));
-                if tiled {
+                if let Some(form) = tiled {
                     let extents = &types[0].shape[2..];
                     for ((before, after), n) in padded.iter_mut().zip(&mut plain).zip(extents) {
-                        let extra = crate::winograd::overhang(n, &self.symbols);
+                        let extra = form.overhang(n, &self.symbols);
                         before.pad_hi = &before.pad_hi + &extra;
                         after.pad_hi = -extra;
                     }
