@@ -96,7 +96,8 @@ impl Chooser<'_> {
         let units = (self.target.threads as f64 / 16.0).max(1.0);
         let others: f64 =
             f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
-        let (rows, cols) = (self.a.estimate(rows), self.a.estimate(&self.a.extent(col)));
+        let extent = self.a.extent(col);
+        let (rows, cols) = (self.a.estimate(rows), self.a.estimate(&extent));
         let time = |(r, c, threads): Tile| {
             let (r, c, threads) = (f64::from(r), f64::from(c), f64::from(threads));
             let tiles = others * (rows / r).ceil() * (cols / c).ceil();
@@ -106,7 +107,9 @@ impl Chooser<'_> {
             turns * r * c / (reached * (resident / BUSY).min(1.0).sqrt())
         };
         let small = |t: &Tile| known || t.0 * t.1 / t.2 < 64;
-        let fits = |t: &Tile| panel.is_none_or(|p| p == i64::from(t.1)) && small(t);
+        // of two blocks of 256 threads each has 128 registers: none for masks of columns beside 64 elements
+        let whole = |t: &Tile| t.2 < 256 || extent.divisible_by(t.1.into(), &self.a.facts);
+        let fits = |t: &Tile| panel.is_none_or(|p| p == i64::from(t.1)) && small(t) && whole(t);
         let timed = TILES.into_iter().filter(fits).map(|t| (t, time(t)));
         timed.min_by(|a, b| a.1.total_cmp(&b.1))
     }
