@@ -12,6 +12,7 @@
 //! | `schedules` | the schedules chosen for an AVX-512 target |
 //! | `agree seed=S [SYMBOL=N ...]` | whether all roads agree with the interpreter (found by `fuzz-graphs`) |
 //! | `loops` | the loop IR in tile form for that target |
+//! | `pass`, `kernels`, `schedules`, `loops` with `ptx` behind them | the same for an NVIDIA GPU |
 //! | `ptx` | the PTX of each kernel, for an NVIDIA GPU |
 
 use kernelsmith::CompileOptions;
@@ -68,9 +69,14 @@ fn roundtrip(form: &str, text: &str) -> Result<String, IrError> {
 }
 
 fn output(kind: &str, text: &str) -> Result<String, String> {
-    let words: Vec<&str> = kind.split_whitespace().collect();
+    let mut words: Vec<&str> = kind.split_whitespace().collect();
     let options = passes::Options { verify: true, ..Default::default() };
-    let target = target();
+    let gpu = codegen::ptx::Ptx::new(codegen::ptx::H100_SMS);
+    let mut target = target();
+    if words.len() > 1 && words.last() == Some(&"ptx") {
+        words.pop();
+        target = gpu.target();
+    }
     match words.as_slice() {
         ["roundtrip", form] => roundtrip(form, text).map_err(|e| e.to_string()),
         ["error", form] => match roundtrip(form, text) {
@@ -108,7 +114,6 @@ fn output(kind: &str, text: &str) -> Result<String, String> {
             Ok(out)
         }
         ["ptx"] => {
-            let gpu = codegen::ptx::Ptx::new(codegen::ptx::H100_SMS);
             let lowered =
                 passes::compile(parse(text)?, &gpu.target(), &options).map_err(|e| e.to_string())?;
             let mut out = String::new();

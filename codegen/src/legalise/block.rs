@@ -175,7 +175,9 @@ impl Legaliser<'_> {
 
     /// A tile of a block where no warps are known yet.
     pub(super) fn is_early(&self, v: Val) -> bool {
-        self.spreads.as_ref().is_some_and(|s| s.threads.is_empty() && !self.func.ty(v).is_scalar())
+        let outside = self.spreads.as_ref().is_some_and(|s| s.threads.is_empty());
+        let shared = self.columns.warps() > 1 && self.warp.is_none();
+        (outside || shared) && !self.func.ty(v).is_scalar()
     }
 
     /// The spread in which values are being computed, and the lane's part of the indices.

@@ -1,5 +1,6 @@
 //! Loads, stores, gathers and scatters of tiles.
 
+use super::columns::{Chunk, WIDEST};
 use super::narrow::{self, decode, encode, register};
 use super::tile::{Legaliser, Tile};
 use crate::Fault;
@@ -69,26 +70,42 @@ impl Legaliser<'_> {
             }
         }
         out.cols_valid = a.cols_valid.map(|v| self.scalar(v)).transpose()?;
+        if self.target.simt {
+            out.align = self.multiples.align(self.func, a, WIDEST);
+        }
         Ok(out)
     }
 
-    /// How many of `width` columns from `col` on are accessed; `None`: all of them.
-    fn valid(&mut self, total: Option<Val>, col: u32, width: u32, lanes: u32) -> Option<Val> {
+    /// How many lanes of a chunk of columns are accessed; `None`: all of them. `whole`: the number of valid columns ends no
+    /// group of neighbours early.
+    fn valid(&mut self, total: Option<Val>, chunk: Chunk, lanes: u32, whole: bool) -> Option<Val> {
+        let Chunk { first, step, width } = chunk;
         let Some(n) = total else {
             return (width < lanes).then(|| self.b.index(width.into()));
         };
-        let from = self.b.index(col.into());
-        let n = self.b.sub(n, from);
+        // lanes whose own column is valid: of a group of neighbours that ends whole, those whose first is
+        let from = if step > 1 && whole { first / step * step } else { first };
+        let from = self.b.index(i64::from(from) - if step > 1 && !whole { i64::from(step) - 1 } else { 0 });
+        let mut n = self.b.sub(n, from);
+        if let Some(part) = self.warp_part(chunk) {
+            n = self.b.sub(n, part);
+        }
         let (zero, width) = (self.b.index(0), self.b.index(width.into()));
-        let n = self.b.max(n, zero);
+        n = self.b.max(n, zero);
+        if step > 1 {
+            let step = self.b.index(step.into());
+            self.b.assume_nonneg(n);
+            n = self.b.floor_div(n, step);
+        }
         let n = self.b.min(n, width);
         (self.b.as_index(n) != Some(lanes.into())).then_some(n)
     }
 
-    /// (first column, columns) of each register of a row.
-    fn chunks(&self, cols: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
-        let lanes = if cols == 1 { 1 } else { self.lanes };
-        (0..cols.div_ceil(lanes)).map(move |j| (j * lanes, lanes.min(cols - j * lanes)))
+    /// What the number of the warp adds to the columns of a chunk, an i64 scalar.
+    pub(super) fn warp_part(&mut self, chunk: Chunk) -> Option<Val> {
+        let warp = self.warp?;
+        let columns = self.b.index((chunk.step * self.lanes).into());
+        Some(self.b.mul(warp, columns))
     }
 
     pub(super) fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Tile> {
@@ -102,29 +119,46 @@ impl Legaliser<'_> {
             return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
         }
         let a = self.address(addr)?;
-        let lanes = if ty.cols == 1 { 1 } else { self.lanes };
+        let whole = self.ends_whole(addr);
         let mut regs = Vec::with_capacity(self.reg_count(ty));
         for row in 0..ty.rows {
-            for (col, width) in self.chunks(ty.cols) {
-                let v = self.load_part(&a, reg, row, col, width, lanes)?;
+            for chunk in self.columns.chunks(ty.cols) {
+                let v = match ty.cols {
+                    1 => {
+                        let mut one = self.part(&a, row, 0)?;
+                        one.cols_valid = self.valid(a.cols_valid, chunk, 1, true);
+                        self.b.load_as(one, Ty::scalar(reg))
+                    }
+                    _ => self.load_part(&a, reg, row, chunk, whole)?,
+                };
                 regs.push(self.read_value(dtype, raw, v));
             }
         }
         Ok(Tile::of(regs))
     }
 
-    fn load_part(&mut self, a: &Addr, reg: DType, row: u32, col: u32, width: u32, lanes: u32) -> Emit<Val> {
-        let scalar = Ty::scalar(reg);
-        if lanes == 1 {
-            let mut one = self.part(a, row, col)?;
-            one.cols_valid = self.valid(a.cols_valid, 0, 1, 1);
-            return Ok(self.b.load_as(one, scalar));
+    /// True where no valid column lies in a group of neighbours with one that is not.
+    fn ends_whole(&self, addr: &Addr) -> bool {
+        addr.cols_valid.is_none_or(|v| self.multiples.get(v) % 4 == 0)
+    }
+
+    /// An access of neighbours along the columns: in each lane its own.
+    fn along(&mut self, a: &Addr, row: u32, chunk: Chunk, whole: bool) -> Emit<Addr> {
+        let mut part = self.part(a, row, chunk.first)?;
+        part.cols_valid = self.valid(a.cols_valid, chunk, self.lanes, whole);
+        if let Some(warp) = self.warp_part(chunk) {
+            part.index = self.b.add(part.index, warp);
         }
+        part.col = Stride::Const(chunk.step.into());
+        Ok(part)
+    }
+
+    fn load_part(&mut self, a: &Addr, reg: DType, row: u32, chunk: Chunk, whole: bool) -> Emit<Val> {
+        let (lanes, scalar) = (self.lanes, Ty::scalar(reg));
         let vector = Ty::vector(reg, lanes);
         match (a.col, a.cols_valid) {
-            (Stride::Const(1), valid) => {
-                let mut part = self.part(a, row, col)?;
-                part.cols_valid = self.valid(valid, col, width, lanes);
+            (Stride::Const(1), _) => {
+                let part = self.along(a, row, chunk, whole)?;
                 Ok(self.b.load_as(part, vector))
             }
             (Stride::Const(0), None) => {
@@ -135,41 +169,47 @@ impl Legaliser<'_> {
             // masks have no lanes to insert; a gather makes them whole
             (_, None) if reg != DType::Bool && !self.target.simt => {
                 let mut v = self.b.zero(vector);
-                for lane in 0..width {
-                    let part = self.part(a, row, col + lane)?;
+                for lane in 0..chunk.width {
+                    let part = self.part(a, row, chunk.first + lane)?;
                     let x = self.b.load_as(part, scalar);
                     v = self.b.insert(v, x, lane);
                 }
                 Ok(v)
             }
             _ => {
-                let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
+                let (index, mask) = self.strided_lanes(a, row, chunk, whole)?;
                 Ok(self.b.gather_as(a.mem, index, mask, vector))
             }
         }
     }
 
     /// Element indices and mask of a strided access with a number of valid columns.
-    fn strided_lanes(
-        &mut self,
-        a: &Addr,
-        row: u32,
-        col: u32,
-        width: u32,
-        lanes: u32,
-    ) -> Emit<(Val, Option<Val>)> {
-        let part = self.part(a, row, col)?;
+    fn strided_lanes(&mut self, a: &Addr, row: u32, chunk: Chunk, whole: bool) -> Emit<(Val, Option<Val>)> {
+        let lanes = self.lanes;
+        let part = self.part(a, row, chunk.first)?;
         let disp = self.b.index(part.disp);
         let first = self.b.add(part.index, disp);
         let stride = match a.col {
             Stride::Const(c) => self.b.index(c),
             Stride::Val(v) => v,
         };
-        let iota = self.b.iota(Ty::vector(DType::I64, lanes), true);
-        let way = self.b.mul(iota, stride);
+        let own = self.own_columns(Ty::vector(DType::I64, lanes), chunk);
+        let way = self.b.mul(own, stride);
         let index = self.b.add(way, first);
-        let mask = self.valid(a.cols_valid, col, width, lanes).map(|n| self.prefix_mask(n, lanes));
+        let mask = self.valid(a.cols_valid, chunk, lanes, whole).map(|n| self.prefix_mask(n, lanes));
         Ok((index, mask))
+    }
+
+    /// What the lane and the warp add to the first column of a chunk.
+    pub(super) fn own_columns(&mut self, ty: Ty, chunk: Chunk) -> Val {
+        let mut own = self.b.iota(ty, true);
+        if chunk.step > 1 {
+            let step = self.b.int(ty, chunk.step.into());
+            own = self.b.mul(own, step);
+        }
+        let Some(part) = self.warp_part(chunk) else { return own };
+        let part = self.b.convert(ty.dtype, ir::prim::ConvertMode::Plain, part);
+        self.b.add(own, part)
     }
 
     /// Lanes below `n` (an i64 scalar in `0..=lanes`).
@@ -208,39 +248,55 @@ impl Legaliser<'_> {
             return self.block_store(ty, addr, &regs);
         }
         let a = self.address(addr)?;
-        let lanes = if ty.cols == 1 { 1 } else { self.lanes };
+        let whole = self.ends_whole(addr);
         let per_row = regs.len() / (ty.rows.max(1) as usize);
+        self.open_one_warp(ty);
         for row in 0..ty.rows {
-            for (j, (col, width)) in self.chunks(ty.cols).enumerate() {
+            for (j, chunk) in self.columns.chunks(ty.cols).enumerate() {
                 let v = regs[row as usize * per_row + j];
-                self.store_part(&a, v, row, col, width, lanes)?;
+                if ty.cols > 1 {
+                    self.store_part(&a, v, row, chunk, whole)?;
+                    continue;
+                }
+                let mut one = self.part(&a, row, 0)?;
+                one.cols_valid = self.valid(a.cols_valid, chunk, 1, true);
+                self.b.store(one, v);
             }
         }
+        self.close_one_warp(ty);
         Ok(())
     }
 
-    fn store_part(&mut self, a: &Addr, v: Val, row: u32, col: u32, width: u32, lanes: u32) -> Emit<()> {
-        if lanes == 1 {
-            let mut one = self.part(a, row, col)?;
-            one.cols_valid = self.valid(a.cols_valid, 0, 1, 1);
-            self.b.store(one, v);
-            return Ok(());
+    /// What the warps of a block all have, one of them writes.
+    fn open_one_warp(&mut self, ty: Ty) {
+        if let Some(warp) = self.warp.filter(|_| ty.cols == 1) {
+            let zero = self.b.index(0);
+            let first = self.b.cmp(CmpOp::Eq, warp, zero);
+            self.b.open_if(first);
         }
+    }
+    fn close_one_warp(&mut self, ty: Ty) {
+        if self.warp.is_some() && ty.cols == 1 {
+            self.b.open_else(&[]);
+            self.b.close_if(&[]);
+        }
+    }
+
+    fn store_part(&mut self, a: &Addr, v: Val, row: u32, chunk: Chunk, whole: bool) -> Emit<()> {
         match (a.col, a.cols_valid) {
-            (Stride::Const(1), valid) => {
-                let mut part = self.part(a, row, col)?;
-                part.cols_valid = self.valid(valid, col, width, lanes);
+            (Stride::Const(1), _) => {
+                let part = self.along(a, row, chunk, whole)?;
                 self.b.store(part, v);
             }
             (_, None) if !self.target.simt => {
-                for lane in 0..width {
-                    let part = self.part(a, row, col + lane)?;
+                for lane in 0..chunk.width {
+                    let part = self.part(a, row, chunk.first + lane)?;
                     let x = self.b.extract(v, 0, lane);
                     self.b.store(part, x);
                 }
             }
             _ => {
-                let (index, mask) = self.strided_lanes(a, row, col, width, lanes)?;
+                let (index, mask) = self.strided_lanes(a, row, chunk, whole)?;
                 self.b.scatter(a.mem, index, v, mask);
             }
         }
@@ -254,10 +310,10 @@ impl Legaliser<'_> {
             let n = self.reg_count(ty);
             return Ok(given.map_or_else(|| vec![None; n], |g| g.into_iter().map(Some).collect()));
         }
-        let chunks: Vec<_> = self.chunks(ty.cols).collect();
+        let chunks: Vec<_> = self.columns.chunks(ty.cols).collect();
         let mut out = Vec::with_capacity(self.reg_count(ty));
         for i in 0..ty.rows as usize * chunks.len() {
-            let (_, width) = chunks[i % chunks.len()];
+            let width = chunks[i % chunks.len()].width;
             let bound = (ty.cols > 1 && width < self.lanes).then(|| {
                 let n = self.b.index(width.into());
                 self.prefix_mask(n, self.lanes)
@@ -305,6 +361,7 @@ impl Legaliser<'_> {
         let index = self.regs(index)?;
         let masks = self.access_masks(ty, mask)?;
         let values = self.tile(value)?.regs.clone();
+        self.open_one_warp(ty);
         for ((index, v), mask) in index.into_iter().zip(values).zip(masks) {
             let v = self.stored_value(dtype, raw, v);
             if self.b.ty(index).is_scalar() && mask.is_none() {
@@ -314,6 +371,7 @@ impl Legaliser<'_> {
                 self.b.scatter(mem, index, v, mask);
             }
         }
+        self.close_one_warp(ty);
         Ok(())
     }
 

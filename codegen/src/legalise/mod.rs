@@ -10,8 +10,8 @@
 //! **Blocks of warps** (only where the tile form's parallel loop is one over the grid; the emitters for CPUs refuse them): the loop is
 //! `parallel: Some(Grid)`, and its body holds `let`s without loads, then exactly one `for` with `parallel: Some(Warp)` over the warps of
 //! the block (`launch.block[0]` threads), which all run at once. Local arrays are shared ones of known size; `Barrier(Warp)`
-//! stands where every warp comes by. The address of a vector access has a vector for its index, a place for each
-//! lane, then `row` and `col` are 0 and `align` says how far neighbours may be read together.
+//! stands where every warp comes by. The address of a vector access may have a vector for its index, a place for each
+//! lane, then `row` and `col` are 0.
 //!
 //! **Values.** Every value is a scalar (1 x 1) or a vector (1 x L). All vectors of a function have the same number of
 //! lanes L = `TargetDesc::lanes(4)`, whatever their element type: 64-bit elements take two registers, which LLVM
@@ -45,7 +45,9 @@
 //!
 //! Math functions, float `Rem`, integer `Neg`/`Abs`/`Pow`, `ReduceRows` do not occur.
 //!
-//! **Loads and stores** of a scalar, or of a vector with `col` stride `Const(1)` (`row` is irrelevant). The memory type is that of
+//! **Loads and stores** of a scalar, or of a vector with `col` stride `Const(1)` (`row` is irrelevant). Where lanes are those of GPU warps
+//! (`TargetDesc::simt`) also with `Const(4)`: four neighbouring elements of each lane are in four vectors, and `align` says how
+//! many of them may be read or written at once. The memory type is that of
 //! the buffer or local array. Allowed pairs:
 //!
 //! | memory type | value type of a load | value type of a store |
@@ -65,9 +67,12 @@
 //! one wins; a scalar one may have a mask), `Prefetch`, `Check` (i64 `value` and `limit`). Conditions are bool scalars.
 
 mod block;
+mod columns;
 mod math;
 mod memory;
+mod multiples;
 mod narrow;
+mod rows;
 mod sink;
 mod spread;
 #[cfg(test)]

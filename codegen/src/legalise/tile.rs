@@ -2,7 +2,9 @@
 
 use super::Options;
 use super::block::Spreads;
+use super::columns::Columns;
 use super::math::{Math, is_native};
+use super::multiples::Multiples;
 use super::narrow::{self, register};
 use crate::Fault;
 use crate::error::Emit;
@@ -38,6 +40,11 @@ pub struct Legaliser<'a> {
     functions: Vec<&'static str>,
     /// Lanes of every vector.
     pub lanes: u32,
+    /// Where the columns of a row lie.
+    pub(super) columns: Columns,
+    pub(super) multiples: Multiples,
+    /// Number of the warp, where those of a block share rows.
+    pub(super) warp: Option<Val>,
     /// Of tiles of a block of warps.
     pub(super) spreads: Option<Spreads>,
     /// The spread in which values are being computed.
@@ -50,13 +57,17 @@ pub struct Legaliser<'a> {
 
 impl<'a> Legaliser<'a> {
     pub fn new(func: &'a Func, target: &'a TargetDesc, options: Options) -> Self {
+        let lanes = target.lanes(4).max(2);
         Legaliser {
             func,
             target,
             options,
             functions: Vec::new(),
             b: LoopBuilder::new(func.name.clone()),
-            lanes: target.lanes(4).max(2),
+            lanes,
+            columns: Columns::plain(lanes),
+            multiples: Multiples::default(),
+            warp: None,
             spreads: None,
             at: 0,
             deferred: Vec::new(),
@@ -78,7 +89,14 @@ impl<'a> Legaliser<'a> {
         for origin in &self.func.origins {
             self.b.origin(*origin);
         }
-        self.spreads = Spreads::of(self.func)?;
+        if self.target.simt {
+            self.multiples = Multiples::of(self.func);
+        }
+        let rows = super::rows::warps(self.func)?;
+        self.columns = Columns::of(self.func, self.target, self.lanes, rows.unwrap_or(1), &self.multiples);
+        if rows.is_none() {
+            self.spreads = Spreads::of(self.func)?;
+        }
         if let Some(s) = &self.spreads {
             self.tiles.resize(s.count(), vec![None; self.func.types.len()]);
         }
@@ -136,11 +154,14 @@ impl<'a> Legaliser<'a> {
         if ty.rows == 0 || ty.cols == 0 {
             return Err(Fault::invalid("a tile without elements"));
         }
+        if !self.columns.fits(ty.cols) {
+            return Err(Fault::unsupported(format!("{} columns on the warps of a block", ty.cols)));
+        }
         let scalar = if self.spreads.is_some() { ty.is_scalar() } else { ty.cols == 1 };
         Ok(Ty::vector(dtype, if scalar { 1 } else { self.lanes }))
     }
     fn per_row(&self, ty: Ty) -> usize {
-        if ty.cols == 1 { 1 } else { ty.cols.div_ceil(self.lanes) as usize }
+        self.columns.count(ty.cols) as usize
     }
     pub fn reg_count(&self, ty: Ty) -> usize {
         if let Some(s) = self.spreads.as_ref().filter(|_| !ty.is_scalar()) {
@@ -194,6 +215,17 @@ impl<'a> Legaliser<'a> {
                 let (lo, hi) = (self.scalar(*lo)?, self.scalar(*hi)?);
                 let inits = self.flat(carries.iter().map(|c| (c.1, c.0)))?;
                 let plain = inits.is_empty() && *step == 1 && self.b.as_index(lo) == Some(0);
+                if *parallel == Some(Level::Grid) && plain && self.columns.warps() > 1 {
+                    let v = self.b.open_parallel(Level::Grid, hi);
+                    self.define(*var, Tile::of(vec![v]));
+                    let warps = self.b.index(self.columns.warps().into());
+                    self.warp = Some(self.b.open_parallel(Level::Warp, warps));
+                    std::mem::take(&mut self.deferred).into_iter().try_for_each(|s| self.stmt(s))?;
+                    self.block(body)?;
+                    self.b.close_for(&[]);
+                    self.b.close_for(&[]);
+                    return Ok(());
+                }
                 if *parallel == Some(Level::Grid) && plain && self.spreads.is_some() {
                     let v = self.b.open_parallel(Level::Grid, hi);
                     self.define(*var, Tile::of(vec![v]));
@@ -325,9 +357,10 @@ impl<'a> Legaliser<'a> {
                     return Err(Fault::invalid("an element outside of a tile"));
                 }
                 let regs = self.regs(*v)?;
-                let lanes = if from.cols == 1 { 1 } else { self.lanes };
-                let at = *row as usize * self.per_row(from) + (*col / lanes) as usize;
-                Tile::of(vec![self.b.extract(regs[at], 0, *col % lanes)])
+                let place = self.columns.place(from.cols, *col);
+                let (register, lane) = place.ok_or_else(|| Fault::unsupported("an element of one warp"))?;
+                let at = *row as usize * self.per_row(from) + register as usize;
+                Tile::of(vec![self.b.extract(regs[at], 0, lane)])
             }
             Inst::TileOp { name, acc, a, b } => self.tile_op(name, *acc, *a, *b)?,
             Inst::Insert { .. } | Inst::Shuffle(..) => {
@@ -378,15 +411,11 @@ impl<'a> Legaliser<'a> {
 
     fn iota(&mut self, ty: Ty, reg: Ty, along_cols: bool) -> Tile {
         let mut regs = Vec::with_capacity(self.reg_count(ty));
-        let wide = ty.cols > 1;
-        let base = (along_cols && wide).then(|| self.b.iota(reg, true));
+        let wide = along_cols && ty.cols > 1;
         for row in 0..ty.rows {
-            for j in 0..self.per_row(ty) as u32 {
-                let first = match (along_cols, wide) {
-                    (true, true) => j * self.lanes,
-                    (true, false) => 0,
-                    (false, _) => row,
-                };
+            for chunk in self.columns.chunks(ty.cols) {
+                let base = wide.then(|| self.own_columns(reg, chunk));
+                let first = if along_cols { chunk.first } else { row };
                 let first = self.b.constant(reg, Scalar::of(reg.dtype, first.into()));
                 regs.push(base.map_or(first, |b| self.b.add(b, first)));
             }
@@ -641,6 +670,9 @@ impl<'a> Legaliser<'a> {
             let all = self.tree(op, row);
             out.push(self.b.reduce_cols(monoid, all));
         }
+        if self.warp.is_some() {
+            out = self.reduce_warps(op, out);
+        }
         Ok(self.loosen(dtype, Tile::of(out)))
     }
 
@@ -658,7 +690,7 @@ impl<'a> Legaliser<'a> {
     }
 
     /// Combines values pairwise: short chains of dependent operations.
-    fn tree(&mut self, op: BinaryOp, mut vals: Vec<Val>) -> Val {
+    pub(super) fn tree(&mut self, op: BinaryOp, mut vals: Vec<Val>) -> Val {
         while vals.len() > 1 {
             let half = vals.len().div_ceil(2);
             for i in half..vals.len() {

@@ -6,8 +6,8 @@ use super::range::{Range, fits};
 use crate::Fault;
 use crate::error::Emit;
 use ir::DType;
-use ir::loops::{Addr, Block, Func, Inst, Level, Mem, Stmt, Val};
-use std::collections::HashSet;
+use ir::loops::{Addr, Block, Func, Inst, Level, Mem, Stmt, Stride, Val};
+use std::collections::{BTreeSet, HashSet};
 
 /// What the emitter has to know of the accesses of a function beforehand.
 #[derive(Default)]
@@ -18,6 +18,8 @@ pub(super) struct Accesses {
     sizes: HashSet<usize>,
     /// Numbers of valid columns of vectors.
     counts: HashSet<Val>,
+    /// Regions and elements from lane to lane of their vector accesses.
+    steps: BTreeSet<(Mem, i64)>,
 }
 
 impl Accesses {
@@ -42,19 +44,24 @@ impl Accesses {
         self.sizes.contains(&bytes)
     }
 
+    /// Regions, and how many elements the lanes of vector accesses to them are apart.
+    pub fn steps(&self) -> Vec<(Mem, i64)> {
+        self.steps.iter().copied().collect()
+    }
+
     fn walk(&mut self, func: &Func, block: &Block) {
         for stmt in &block.stmts {
             match stmt {
                 Stmt::Let { val, inst: Inst::Load(addr) } => {
                     self.reads.insert(addr.mem);
-                    self.count(func, *val, addr.cols_valid);
+                    self.count(func, *val, addr);
                 }
                 Stmt::Let { inst: Inst::Gather { mem, .. }, .. } => {
                     self.reads.insert(*mem);
                 }
                 Stmt::Store { addr, value } => {
                     self.writes.insert(addr.mem);
-                    self.count(func, *value, addr.cols_valid);
+                    self.count(func, *value, addr);
                 }
                 Stmt::Scatter { mem, .. } => {
                     self.writes.insert(*mem);
@@ -65,9 +72,13 @@ impl Accesses {
         }
     }
 
-    fn count(&mut self, func: &Func, of: Val, valid: Option<Val>) {
-        if func.types.get(of.0 as usize).is_some_and(|ty| !ty.is_scalar()) {
-            self.counts.extend(valid);
+    fn count(&mut self, func: &Func, of: Val, addr: &Addr) {
+        let wide = |v: Val| func.types.get(v.0 as usize).is_some_and(|ty| !ty.is_scalar());
+        if wide(of) {
+            self.counts.extend(addr.cols_valid);
+        }
+        if let (true, false, Stride::Const(c)) = (wide(of), wide(addr.index), addr.col) {
+            self.steps.insert((addr.mem, c));
         }
     }
 }

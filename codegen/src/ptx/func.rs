@@ -16,8 +16,8 @@ use std::collections::HashMap;
 /// What one block has computed besides its values.
 #[derive(Default)]
 pub(super) struct Scope {
-    /// Addresses: region, index, whether of the lane's own element.
-    pub addresses: HashMap<(Mem, Val, bool), Reg>,
+    /// Addresses: region, index, elements from lane to lane.
+    pub addresses: HashMap<(Mem, Val, i64), Reg>,
     /// 64-bit registers of values that are held in 32 bits.
     wide: HashMap<Val, Reg>,
 }
@@ -32,8 +32,8 @@ pub(super) struct Emitter<'a> {
     vals: Vec<Option<Reg>>,
     /// Constants are immediate operands.
     pub constants: HashMap<Val, Scalar>,
-    /// Base address of each region: as it is, and moved to the lane's own element.
-    pub bases: HashMap<Mem, (Reg, Option<Reg>)>,
+    /// Base address of each region, moved to the lane's own element where lanes are so many elements apart.
+    pub bases: HashMap<(Mem, i64), Reg>,
     /// What the enclosing blocks have computed, outermost first.
     pub scopes: Vec<Scope>,
     /// Bounds of i64 values.
@@ -83,7 +83,7 @@ pub(super) fn emit(func: &Func) -> Emit<Entry> {
         scopes: vec![Scope::default()],
         ranges: HashMap::new(),
         accesses: Accesses::of(func),
-        fours: if blocks { four::of(func) } else { Fours::new() },
+        fours: four::of(func),
         blocks,
         threads,
         below: HashMap::new(),
@@ -201,7 +201,7 @@ impl Emitter<'_> {
         for i in 0..self.func.bufs.len() {
             let generic = next(self);
             let base = self.global_address(generic);
-            self.bases.insert(Mem::Buf(i as u32), (base, None));
+            self.bases.insert((Mem::Buf(i as u32), 0), base);
         }
         for _ in 0..self.func.syms.len() {
             let generic = next(self);
@@ -220,11 +220,9 @@ impl Emitter<'_> {
             for i in 0..offsets.len() as u32 {
                 let d = self.fresh(Class::B64);
                 self.push(Op::SharedBase { d, local: i });
-                self.bases.insert(Mem::Local(i), (d, None));
+                self.bases.insert((Mem::Local(i), 0), d);
             }
-            return Ok(param);
-        }
-        if !offsets.is_empty() {
+        } else if !offsets.is_empty() {
             let scratch = self.global_address(scratch);
             let bytes = self.dim(&bytes)?;
             let own = self.fresh(Class::B64);
@@ -233,7 +231,7 @@ impl Emitter<'_> {
             for (i, offset) in offsets.iter().enumerate() {
                 let offset = self.dim(offset)?;
                 let base = self.binary(Binary::Add, Type::S64, Class::B64, own, offset.into());
-                self.bases.insert(Mem::Local(i as u32), (base, None));
+                self.bases.insert((Mem::Local(i as u32), 0), base);
             }
         }
         self.lane_bases()?;

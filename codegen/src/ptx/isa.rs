@@ -286,6 +286,21 @@ pub enum Op {
         offset: i32,
         a: [Reg; 4],
     },
+    /// Two neighbours, where four are more than one access.
+    LdTwo {
+        space: Space,
+        ty: Type,
+        d: [Reg; 2],
+        base: Reg,
+        offset: i32,
+    },
+    StTwo {
+        space: Space,
+        ty: Type,
+        base: Reg,
+        offset: i32,
+        a: [Reg; 2],
+    },
     /// All warps of the block meet; what they wrote is seen by all.
     BarSync,
     Ld {
@@ -489,6 +504,14 @@ impl Display for Op {
                 let at = Offset(*offset);
                 write!(f, "st.{}.v4.{} [{base}{at}], {{{x}, {y}, {z}, {w}}};", space.name(), ty.name())
             }
+            Op::LdTwo { space, ty, d: [x, y], base, offset } => {
+                let at = Offset(*offset);
+                write!(f, "ld.{}.v2.{} {{{x}, {y}}}, [{base}{at}];", space.name(), ty.name())
+            }
+            Op::StTwo { space, ty, base, offset, a: [x, y] } => {
+                let at = Offset(*offset);
+                write!(f, "st.{}.v2.{} [{base}{at}], {{{x}, {y}}};", space.name(), ty.name())
+            }
             Op::SharedBase { d, local } => write!(f, "mov.u64 {d}, shared{local};"),
             Op::BarSync => f.write_str("bar.sync 0;"),
             Op::Cas { d, base, compare, swap } => {
@@ -551,8 +574,10 @@ impl Op {
                 f(*hi);
             }
             Op::LdFour { d, .. } => d.iter().for_each(|d| f(*d)),
+            Op::LdTwo { d, .. } => d.iter().for_each(|d| f(*d)),
             Op::St { .. }
             | Op::StFour { .. }
+            | Op::StTwo { .. }
             | Op::BarSync
             | Op::WarpSync
             | Op::Label(_)

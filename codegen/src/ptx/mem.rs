@@ -16,7 +16,7 @@ pub(super) struct Place {
 
 /// Which lanes take part.
 #[derive(Clone, Copy)]
-enum Lanes {
+pub(super) enum Lanes {
     All,
     /// Where the predicate holds.
     Where(Reg),
@@ -39,13 +39,11 @@ impl Emitter<'_> {
 
     /// Base addresses moved to the lane's own element, once for all accesses of vectors.
     pub fn lane_bases(&mut self) -> Emit<()> {
-        let mut mems: Vec<Mem> = self.bases.keys().copied().collect();
-        mems.sort_unstable();
-        for mem in mems {
+        for (mem, step) in self.accesses.steps() {
             let size = self.stored(mem)?.bytes() as i64;
-            let Some((base, _)) = self.bases.get(&mem).copied() else { continue };
-            let d = self.element_narrow(base, self.lane.into(), size);
-            self.bases.insert(mem, (base, Some(d)));
+            let Some(base) = self.bases.get(&(mem, 0)).copied() else { continue };
+            let d = self.element_narrow(base, self.lane.into(), size * step);
+            self.bases.insert((mem, step), d);
         }
         Ok(())
     }
@@ -69,26 +67,31 @@ impl Emitter<'_> {
         if self.is_scalar(addr.index) {
             return Err(Fault::invalid("lanes without places of their own"));
         }
-        self.place(addr.mem, addr.index, addr.disp, false)
+        self.place(addr.mem, addr.index, addr.disp, 0)
     }
 
-    /// The address of element `index + disp`; of that many lanes further in each lane of a vector.
-    fn place(&mut self, mem: Mem, index: Val, disp: i64, vector: bool) -> Emit<Place> {
-        let size = self.stored(mem)?.bytes() as i64;
-        let bases = self.bases.get(&mem).copied();
-        let (plain, lanes) = bases.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
-        let start = match (vector, lanes) {
-            (true, Some(own)) => own,
-            (true, None) => return Err(Fault::invalid("neighbouring lanes in a block of warps")),
-            (false, _) => plain,
+    /// The place of each lane of an access to neighbours along the lanes, or of a scalar's one.
+    pub fn place_of(&mut self, addr: &Addr, ty: Ty) -> Emit<Place> {
+        let step = match addr.col {
+            _ if ty.is_scalar() => 0,
+            Stride::Const(c) if c > 0 => c,
+            _ => return Err(Fault::invalid(format!("{} lanes at {addr:?}", ty.cols))),
         };
+        self.place(addr.mem, addr.index, addr.disp, step)
+    }
+
+    /// The address of element `index + disp`, in each lane `step` elements further than in the one before it.
+    fn place(&mut self, mem: Mem, index: Val, disp: i64, step: i64) -> Emit<Place> {
+        let size = self.stored(mem)?.bytes() as i64;
+        let start = self.bases.get(&(mem, step)).copied();
+        let start = start.ok_or_else(|| Fault::invalid(format!("{mem:?} with a step of {step}")))?;
         let far = || Fault::invalid("an address overflows");
         let mut bytes = disp.checked_mul(size).ok_or_else(far)?;
         let mut base = start;
         match self.known_int(index) {
             Some(i) => bytes = i.checked_mul(size).and_then(|i| i.checked_add(bytes)).ok_or_else(far)?,
             None => {
-                let key = (mem, index, vector);
+                let key = (mem, index, step);
                 let known = self.scopes.iter().rev().find_map(|s| s.addresses.get(&key)).copied();
                 base = match known {
                     Some(r) => r,
@@ -118,7 +121,7 @@ impl Emitter<'_> {
     }
 
     /// The lanes of an access of `ty` of which only the first `valid` elements count.
-    fn first(&mut self, ty: Ty, valid: Option<Val>) -> Emit<Lanes> {
+    pub(super) fn first(&mut self, ty: Ty, valid: Option<Val>) -> Emit<Lanes> {
         let Some(valid) = valid else { return Ok(Lanes::All) };
         match self.known_int(valid) {
             Some(n) if n >= i64::from(ty.cols) => return Ok(Lanes::All),
@@ -149,7 +152,7 @@ impl Emitter<'_> {
         self.setp(Compare::Lt, Type::U32, self.lane, n.into())
     }
 
-    fn push_lanes(&mut self, lanes: Lanes, op: Op) {
+    pub(super) fn push_lanes(&mut self, lanes: Lanes, op: Op) {
         match lanes {
             Lanes::All => self.push(op),
             Lanes::Where(p) => self.push_if(p, true, op),
@@ -158,7 +161,7 @@ impl Emitter<'_> {
     }
 
     /// Lanes meet around a write to a region that is also read.
-    fn meet(&mut self, mem: Mem) {
+    pub(super) fn meet(&mut self, mem: Mem) {
         // warps of a block meet at barriers, and a lane reads what it wrote itself
         if self.accesses.shared(mem) && !self.blocks {
             self.push(Op::WarpSync);
@@ -182,11 +185,8 @@ impl Emitter<'_> {
             let at = self.own_place(addr)?;
             return self.read(ty, addr.mem, at, Lanes::All);
         }
-        if !ty.is_scalar() && addr.col != Stride::Const(1) {
-            return Err(Fault::invalid(format!("a load of {} lanes at {addr:?}", ty.cols)));
-        }
         let lanes = self.first(ty, addr.cols_valid)?;
-        let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
+        let at = self.place_of(addr, ty)?;
         self.read(ty, addr.mem, at, lanes)
     }
 
@@ -202,10 +202,10 @@ impl Emitter<'_> {
     /// The place of each lane's own index.
     fn at_lanes(&mut self, mem: Mem, index: Val) -> Emit<Place> {
         if self.ty(index)?.is_scalar() {
-            return self.place(mem, index, 0, false);
+            return self.place(mem, index, 0, 0);
         }
-        let (base, _) =
-            self.bases.get(&mem).copied().ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
+        let base = self.bases.get(&(mem, 0)).copied();
+        let base = base.ok_or_else(|| Fault::invalid(format!("{mem:?} does not exist")))?;
         let size = self.stored(mem)?.bytes() as i64;
         let base = match self.narrow(index) {
             Some(narrow) => self.element_narrow(base, narrow, size),
@@ -221,17 +221,23 @@ impl Emitter<'_> {
     fn read(&mut self, ty: Ty, mem: Mem, at: Place, lanes: Lanes) -> Emit<Reg> {
         let (memory, register) = self.read_as(mem, ty.dtype)?;
         let d = self.fresh(register);
-        if !matches!(lanes, Lanes::All) {
-            let (zero, ty) = match register {
-                Class::F32 => (Operand::F32(0.0), Type::F32),
-                Class::F64 => (Operand::F64(0.0), Type::F64),
-                class => (Operand::Int(0), super::func::untyped(class)),
-            };
-            self.push(Op::Mov { ty, d, a: zero });
-        }
+        self.zero_idle(lanes, d);
         let space = self.space(mem);
         self.push_lanes(lanes, Op::Ld { space, ty: memory, d, base: at.base, offset: at.offset });
         self.after_read(mem, ty.dtype, d)
+    }
+
+    /// What a register holds in lanes that do not take part in a read.
+    pub(super) fn zero_idle(&mut self, lanes: Lanes, d: Reg) {
+        if matches!(lanes, Lanes::All) {
+            return;
+        }
+        let (zero, ty) = match d.class {
+            Class::F32 => (Operand::F32(0.0), Type::F32),
+            Class::F64 => (Operand::F64(0.0), Type::F64),
+            class => (Operand::Int(0), super::func::untyped(class)),
+        };
+        self.push(Op::Mov { ty, d, a: zero });
     }
 
     /// How elements come from memory for a register of this type.
@@ -262,10 +268,6 @@ impl Emitter<'_> {
 
     pub fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
         let ty = self.ty(value)?;
-        let own = !self.is_scalar(addr.index);
-        if !own && !ty.is_scalar() && addr.col != Stride::Const(1) {
-            return Err(Fault::invalid(format!("a store of {} lanes at {addr:?}", ty.cols)));
-        }
         if !self.is_scalar(addr.index) {
             let at = self.own_place(addr)?;
             return self.write(addr.mem, at, Lanes::All, value);
@@ -275,7 +277,7 @@ impl Emitter<'_> {
             lanes = self.only_first(lanes);
             self.meet_before_one(addr.mem)?;
         }
-        let at = self.place(addr.mem, addr.index, addr.disp, !ty.is_scalar())?;
+        let at = self.place_of(addr, ty)?;
         self.write(addr.mem, at, lanes, value)
     }
 

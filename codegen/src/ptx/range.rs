@@ -84,6 +84,7 @@ impl Emitter<'_> {
 
     fn narrow_binary(&mut self, op: BinaryOp, a: Val, b: Val) -> Option<Reg> {
         let known = self.known_int(b);
+        let by_bits = known.is_some_and(|c| (0..32).contains(&c));
         let (op, ty) = match op {
             BinaryOp::Add => (Binary::Add, Type::S32),
             BinaryOp::Sub => (Binary::Sub, Type::S32),
@@ -91,6 +92,7 @@ impl Emitter<'_> {
             BinaryOp::Min => (Binary::Min, Type::S32),
             BinaryOp::Max => (Binary::Max, Type::S32),
             BinaryOp::And => (Binary::And, Type::B32),
+            BinaryOp::Shr if by_bits => (Binary::Shr, Type::S32),
             BinaryOp::Div if known.is_some_and(|c| c > 0) => (Binary::Div, Type::S32),
             BinaryOp::Rem if known.is_some_and(|c| c > 0) => (Binary::Rem, Type::S32),
             _ => return None,
@@ -130,6 +132,7 @@ fn binary(op: BinaryOp, a: Range, b: Range) -> Option<Range> {
         BinaryOp::Min => Some((a.0.min(b.0), a.1.min(b.1))),
         BinaryOp::Max => Some((a.0.max(b.0), a.1.max(b.1))),
         BinaryOp::And if b.0 >= 0 => Some((0, b.1)),
+        BinaryOp::Shr if b.0 == b.1 && (0..64).contains(&b.0) => Some((a.0 >> b.0, a.1 >> b.0)),
         BinaryOp::Div if b.0 > 0 => all(i64::checked_div),
         BinaryOp::Rem if b.0 > 0 => {
             let most = b.1 - 1;
@@ -147,7 +150,7 @@ mod tests {
     fn bounds_hold_and_are_reached() {
         let ranges = [(-7, 5), (0, 0), (3, 9), (-4, -2), (-1, 6)];
         use BinaryOp as B;
-        for op in [B::Add, B::Sub, B::Mul, B::Min, B::Max, B::And, B::Div, B::Rem] {
+        for op in [B::Add, B::Sub, B::Mul, B::Min, B::Max, B::And, B::Shr, B::Div, B::Rem] {
             for a in ranges {
                 for b in ranges {
                     let Some((lo, hi)) = binary(op, a, b) else { continue };
@@ -158,6 +161,7 @@ mod tests {
                         B::Min => x.min(y),
                         B::Max => x.max(y),
                         B::And => x & y,
+                        B::Shr => x >> y,
                         B::Div => x / y,
                         _ => x % y,
                     };

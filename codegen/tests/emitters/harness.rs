@@ -22,8 +22,7 @@ pub struct Case {
     pub range: (i64, i64),
     /// Iterations of the parallel loop.
     pub trip: i64,
-    /// Flag, value and limit. Where several iterations fail, those of the first one; on a GPU any may be reported,
-    /// and `value` is the least.
+    /// Flag, value and limit. Where several iterations fail, those of the first one; on a GPU any may be reported.
     pub status: (i64, i64, i64),
     pub near: Near,
     /// By operand, the first one in whose memory it lies (on a GPU; the host gives each its own).

@@ -3,6 +3,7 @@
 
 use crate::harness::{Case, Near, backends, run};
 use ir::host::{BufferId, Lowered, Place, Step};
+use ir::loops::{Block, Inst, Stmt, Stride};
 use ir::loops_exec::{Status, execute};
 use ir::target::TargetDesc;
 use ir::testing::{Options, Rng, random_graph, random_tensor};
@@ -71,8 +72,8 @@ struct Call {
     /// Of each operand.
     bytes: Vec<i64>,
     place: Vec<usize>,
-    /// Of a kernel for blocks of warps: its tile form, and the kernel lowered plainly. Neither the schedule nor
-    /// legalisation changes what is computed.
+    /// Of a kernel for blocks of warps, or of which lanes have several neighbours: its tile form, and the kernel lowered
+    /// plainly. Neither the schedule nor legalisation changes what is computed.
     others: Vec<(ir::loops::Func, Vec<i64>, i64)>,
 }
 
@@ -106,7 +107,7 @@ fn calls(module: Module, sizes: &[(Sym, i64)], target: &TargetDesc) -> Result<Ve
             ir::verify::loops::verify(&func)
                 .map_err(|e| format!("{}, machine form: {e}", variant.schedule))?;
             let mut others = Vec::new();
-            if tile.launch.block != [0; 3] {
+            if tile.launch.block != [0; 3] || neighbours(&func.body) {
                 let plain = lower_plainly(&k.kernel, &lowered.module.symbols, target);
                 let plain = plain.map_err(|e| e.to_string())?.variants.remove(0).func;
                 let own = plain.syms.iter().filter_map(|s| value(*s)).collect();
@@ -121,6 +122,19 @@ fn calls(module: Module, sizes: &[(Sym, i64)], target: &TargetDesc) -> Result<Ve
     Ok(out)
 }
 
+/// True where lanes read or write several elements that lie together.
+fn neighbours(block: &Block) -> bool {
+    block.stmts.iter().any(|s| {
+        let own = match s {
+            Stmt::Let { inst: Inst::Load(addr), .. } | Stmt::Store { addr, .. } => {
+                addr.col == Stride::Const(4)
+            }
+            _ => false,
+        };
+        own || s.blocks().into_iter().any(neighbours)
+    })
+}
+
 impl Call {
     /// With operands of a kind, and what the interpreter of loop IR makes of them.
     fn case(&self, rng: &mut Rng, kind: Operands) -> Option<Case> {
@@ -132,7 +146,7 @@ impl Call {
         }
         let mut want = bufs.clone();
         let status = execute(&self.func, &mut want, &self.syms, 0, self.trip);
-        if let (Err(e), true) = (&status, !self.others.is_empty()) {
+        if let (Err(e), true) = (&status, self.func.launch.block != [0; 3]) {
             panic!("{}: {e}", self.label);
         }
         let status = status.ok()?;
@@ -153,7 +167,14 @@ impl Call {
             let mut got = case.bufs.clone();
             assert_eq!(execute(f, &mut got, syms, 0, *trip), Ok(Status::Ok), "{}", case.label);
             for (b, got) in got.iter().enumerate() {
-                assert_eq!(case.difference(b, got, case.near), None, "{}", case.label);
+                // sums in another order, rounded to what is stored
+                let relative = match self.func.bufs[b].dtype.bytes() {
+                    1 => 0.26,
+                    2 => 0.016,
+                    _ => case.near.relative,
+                };
+                let near = Near { relative, ..case.near };
+                assert_eq!(case.difference(b, got, near), None, "{}", case.label);
             }
         }
         Some(case)

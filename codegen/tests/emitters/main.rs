@@ -10,3 +10,4 @@ mod lowered;
 mod memory;
 mod mutants;
 mod ptx;
+mod rows;

@@ -21,7 +21,7 @@
 //! they do not stand inside of an `if` or `while`, whose conditions may differ between participants.
 //!
 //! **Machine form.** Values are scalars or vectors 1 x L with one L; element types are i32, u32, i64, u64, f32, f64 and bool; there
-//! are no math functions, no `reduce_rows`, no `fma` of integers; vector accesses have column stride 1. Loads and stores may widen
+//! are no math functions, no `reduce_rows`, no `fma` of integers; vector accesses have column stride 1, or 4 for GPUs. Loads and stores may widen
 //! and narrow as `codegen::legalise` lists.
 
 use crate::dtype::Scalar;
@@ -407,7 +407,8 @@ impl<'a> Verifier<'a> {
         }
         self.require(a.align.is_power_of_two(), || format!("alignment {}", a.align))?;
         let lanes = self.ty(a.index)? != Ty::INDEX;
-        self.require(!self.machine() || ty.cols == 1 || lanes || a.col == Stride::Const(1), || {
+        let near = matches!(a.col, Stride::Const(1 | 4));
+        self.require(!self.machine() || ty.cols == 1 || lanes || near, || {
             "a vector access with gaps in machine form".into()
         })
     }

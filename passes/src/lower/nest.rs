@@ -12,6 +12,9 @@ use ir::prim::{BinaryOp, Combine, ConvertMode};
 use ir::{Dim, Monoid, Symbols, Var};
 use std::collections::HashMap;
 
+/// Threads of a warp.
+const WARP: u32 = 32;
+
 /// Lowers `kernel`, in normal form (linear accesses, [`super::axes::normalise`]), by `schedule`.
 /// `ns_per_iter`: estimated nanoseconds of one iteration of the parallel loop.
 ///
@@ -24,7 +27,8 @@ pub fn lower(kernel: &Kernel, symbols: &Symbols, schedule: &Schedule, ns_per_ite
     let facts = VarFacts::of(kernel, symbols);
     let mut nest = Nest::new(Eval::new(kernel, facts), schedule);
     let trip = nest.run()?;
-    Ok(nest.e.b.finish(Launch { trip, ns_per_iter, ..Launch::default() }))
+    let block = if schedule.warps > 0 { [WARP * schedule.warps, 1, 1] } else { [0; 3] };
+    Ok(nest.e.b.finish(Launch { trip, ns_per_iter, block, ..Launch::default() }))
 }
 
 /// Lowers `kernel` into the open block of a function that is being built, by a schedule without parallel
@@ -109,9 +113,10 @@ impl<'a> Nest<'a> {
 
     fn run(&mut self) -> Result<Dim> {
         self.check()?;
+        let level = if self.s.warps > 0 { Level::Grid } else { Level::Thread };
         if self.is_empty() {
             let none = self.e.b.index(0);
-            self.e.b.open_parallel(Level::Thread, none);
+            self.e.b.open_parallel(level, none);
             self.e.b.close_for(&[]);
             return Ok(Dim::from(0));
         }
@@ -124,7 +129,7 @@ impl<'a> Nest<'a> {
             .collect();
         let trip = Dim::product(&counts);
         let trip_val = self.e.dim(&trip)?;
-        let mut rest = self.e.b.open_parallel(Level::Thread, trip_val);
+        let mut rest = self.e.b.open_parallel(level, trip_val);
         // the last loop of the list runs fastest
         let mut indices = vec![rest; parallel];
         for i in (0..parallel).rev() {
@@ -168,6 +173,20 @@ impl<'a> Nest<'a> {
             }
             if self.s.cols.is_some_and(|c| c.axis == *axis && c.edge == Edge::Exact && !whole(c.size)) {
                 return fail("columns do not divide their axis");
+            }
+        }
+        if self.s.warps > 0 {
+            let shared = |n: u32| n > 0 && n.is_multiple_of(WARP * self.s.warps);
+            let cols = self.s.cols.iter().flat_map(|c| [c.size, c.tail]);
+            let inner = self
+                .s
+                .inner
+                .iter()
+                .filter(|i| i.cols.is_some())
+                .flat_map(|i| [i.cols.map_or(0, |c| c.1), i.tail]);
+            let written = self.e.k.buffers.iter().any(|b| b.access == ir::kernel::Access::ReadWrite);
+            if !(2..=32).contains(&self.s.warps) || !cols.chain(inner).all(shared) || written {
+                return fail("warps without equal parts of the columns, or that read what they write");
             }
         }
         let chunks = self.s.loops.iter().enumerate().all(|(i, l)| {

@@ -40,6 +40,8 @@ const PLACES: i64 = 4;
 const FEW: f64 = 8.0;
 /// Vector instructions below which an iteration of the parallel loop is not worth its dispatch.
 const MIN_WORK: f64 = 2000.0;
+/// The same of a warp, which only counts on to its next iteration.
+const MIN_WARP_WORK: f64 = 16.0;
 
 /// Schedules of a kernel in normal form, most special first; the last has no guard.
 pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choice> {
@@ -157,7 +159,8 @@ struct Rows {
 
 impl<'a> Chooser<'a> {
     fn new(a: &'a Analysis<'a>, target: &'a TargetDesc) -> Chooser<'a> {
-        let lanes = target.lanes(a.compute_bytes());
+        // all vectors of a GPU have as many lanes as a warp has threads
+        let lanes = target.lanes(if target.simt { 4 } else { a.compute_bytes() });
         let free = a.free_axes();
         let mut c = Chooser {
             a,
@@ -271,7 +274,8 @@ impl<'a> Chooser<'a> {
             let ops: f64 = self.a.works.iter().map(|w| w.ops).sum();
             let vectors = if ops > 12.0 { 2 } else { 4 };
             let cap = (n.max(1) as u64).div_ceil(u64::from(self.lanes)).min(vectors) as u32;
-            self.col_size = panel.map_or(cap * self.lanes, |p| p as u32);
+            let size = self.warp_columns(n).unwrap_or(cap * self.lanes);
+            self.col_size = panel.map_or(size, |p| p as u32);
             return;
         }
         let overlap = self.idempotent();
@@ -288,6 +292,7 @@ impl<'a> Chooser<'a> {
             col_operands: 1,
             few: false,
             col_bytes: self.col_bytes(&reductions),
+            vectors: self.warp_columns(extent.as_const().unwrap_or(i64::MAX)).map(|n| n / self.lanes),
         };
         let (tile, score) = tiles::best(&question, self.target);
         self.col_size = tile.cols;
@@ -442,11 +447,13 @@ impl<'a> Chooser<'a> {
             cols,
             inner: self.inner_specs(),
             block: None,
+            warps: 0,
             ahead: 0,
             scalar: self.scalar.clone(),
         };
         let order = self.loop_order(rows.map(|r| r.axis));
         let trip = self.bind_loops(&order, &mut schedule);
+        self.share_rows(&mut schedule);
         schedule.ahead = self.ahead(&schedule);
         let ns_per_iter = match self.parallel {
             true => self.nanoseconds() / trip.max(1.0),
@@ -468,7 +475,7 @@ impl<'a> Chooser<'a> {
         };
         let tail = match edge {
             // offsets in panels are regular for whole tiles only
-            Edge::Peel if panel.is_none() && !self.contraction => self.lanes.min(size),
+            Edge::Peel if panel.is_none() && !self.contraction && !self.target.simt => self.lanes.min(size),
             _ => size,
         };
         ColTile { axis, size, edge, tail, panel: panel.is_some() }
@@ -493,8 +500,9 @@ impl<'a> Chooser<'a> {
                     let n = self.a.extent(v).as_const().unwrap_or(i64::MAX).max(1) as u64;
                     let vectors = if w.ops > 12.0 { 2 } else { 4 };
                     let vectors = n.div_ceil(u64::from(self.lanes)).min(vectors) as u32;
-                    spec.cols = Some((v, vectors * self.lanes));
-                    spec.tail = self.lanes;
+                    let wide = self.warp_columns(i64::try_from(n).unwrap_or(i64::MAX));
+                    spec.cols = Some((v, wide.unwrap_or(vectors * self.lanes)));
+                    spec.tail = wide.unwrap_or(self.lanes);
                 }
                 let window: f64 = w.axes.iter().map(|x| self.a.estimate(&x.extent)).product();
                 let guarded = w.accesses.iter().any(|x| x.guarded);
@@ -637,9 +645,10 @@ impl<'a> Chooser<'a> {
             let each = work / (trip * tiles);
             let fixed = self.a.extent(*v).as_const().is_some();
             // chunks: not too many of them, and each with enough to do
-            let enough = (MIN_WORK / each.max(1e-9)).ceil();
+            let least = if self.target.simt { MIN_WARP_WORK } else { MIN_WORK };
+            let enough = (least / each.max(1e-9)).ceil();
             let few = if fixed { (sure * tiles / (4.0 * target)).ceil() } else { 1.0 };
-            let few_left = fixed && sure * tiles <= 4.0 * target && each * 8.0 >= MIN_WORK;
+            let few_left = fixed && sure * tiles <= 4.0 * target && each * 8.0 >= least;
             let chunk = if few_left { 1.0 } else { enough.max(few).clamp(1.0, (1 << 16) as f64) };
             if chunk >= tiles && (fixed || chunk > 4.0 * tiles) {
                 serial.push(tile);

@@ -100,6 +100,8 @@ pub struct Schedule {
     pub block: Option<BlockTile>,
     /// By Reduce and Store-with-axes, in order of occurrence.
     pub inner: Vec<InnerSpec>,
+    /// Warps of a GPU that share the columns of each iteration; 0 where an iteration is the work of one.
+    pub warps: u32,
     /// Elements of the column operand's next panel that each step of a contraction's innermost loop asks
     /// for (see [`crate::lower::ahead`]); 0: none.
     pub ahead: u32,

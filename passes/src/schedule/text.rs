@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `block 256 rows oh, ow 128; steps kh, kw, ic 16` is the tile of a block of GPU threads; `flat` behind it runs through all
-//! steps as one. `ahead n` asks for the next panel of packed weights, n elements at each step.
+//! steps as one. `warps 8`: the warps of a block share the columns of each iteration. `ahead n` asks for the next panel of packed weights, n elements at each step.
 //! `inner` clauses follow in the order of the kernel's statements; `scalar "reason"` says why nothing lies
 //! in vector lanes. An axis whose name is not unique is written `name.number`.
 
@@ -73,6 +73,9 @@ impl Schedule {
             let (rows, steps) = (list(&b.rows), list(&b.steps));
             clauses.push(format!("block {} rows {rows} {}", b.threads, b.row_size));
             clauses.push(format!("steps {steps} {}{flat}", b.depth));
+        }
+        if self.warps > 0 {
+            clauses.push(format!("warps {}", self.warps));
         }
         for i in &self.inner {
             let order: Vec<String> = i.order.iter().map(|v| name(*v)).collect();
@@ -174,6 +177,7 @@ impl Schedule {
                         axes.iter().map(|n| axis(n.trim_end_matches(','))).collect::<Result<_>>()?;
                     block.depth = number(Some(depth)).ok_or_else(|| fail(clause))?;
                 }
+                "warps" => s.warps = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "ahead" => s.ahead = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "scalar" => s.scalar = Some(rest.trim_matches('"').to_string()),
                 _ => return Err(fail(clause)),

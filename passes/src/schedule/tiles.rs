@@ -32,6 +32,8 @@ pub struct Question {
     pub few: bool,
     /// Bytes of the column operand in one column, where they are known: the steps of the reduction.
     pub col_bytes: Option<i64>,
+    /// Vectors of columns, where something else decides on them.
+    pub vectors: Option<u32>,
 }
 
 /// Rows and columns.
@@ -55,6 +57,7 @@ pub fn best(q: &Question, target: &TargetDesc) -> (Tile, f64) {
         Some(p) => vec![(p as u32).div_ceil(lanes)],
         // enough accumulators for one row to keep up with memory; the other registers are for more rows, which
         // share what was decoded
+        None if q.vectors.is_some() => q.vectors.into_iter().collect(),
         None if q.contraction && q.col_operands > 1 => vec![DECODED_VECTORS],
         None => (1..=most_vectors).collect(),
     };
@@ -174,6 +177,7 @@ mod tests {
             col_operands: 1,
             few: false,
             col_bytes: None,
+            vectors: None,
         };
         let (t, score) = best(&q, target);
         assert_eq!((t.rows, t.cols), expect, "{rows} x {cols}: {score}");

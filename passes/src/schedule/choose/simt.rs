@@ -1,6 +1,6 @@
-//! The block tile of a contraction on a GPU.
+//! What differs on a GPU: the block tile of a contraction, columns of a warp, rows that several warps share.
 
-use super::{Choice, Chooser};
+use super::{Choice, Chooser, Use};
 use crate::lower::block::{Factors, factors};
 use crate::schedule::{BlockTile, ColTile, Edge, LoopSpec, Schedule};
 use ir::kernel::Guard;
@@ -29,7 +29,46 @@ const BUSY: f64 = 256.0;
 /// Fewer rows, columns or steps than these leave most of the smallest block idle.
 const LEAST: (i64, i64, i64) = (24, 24, 8);
 
+/// Columns of a warp of which each lane has four neighbours, which are read at once.
+const WIDE: u32 = 128;
+/// Warps that share a row, at most.
+const MOST_WARPS: u32 = 16;
+/// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
+const FULL: f64 = 4.0;
+
 impl Chooser<'_> {
+    /// Columns of a tile along an axis of so many, where lanes are those of warps.
+    pub(super) fn warp_columns(&self, n: i64) -> Option<u32> {
+        let narrow = (n.clamp(1, WIDE.into()) as u32).next_multiple_of(self.lanes);
+        self.target.simt.then_some(if narrow > WIDE / 2 { WIDE } else { narrow })
+    }
+
+    /// Where there are fewer iterations than warps, and each runs along columns of its own, several warps share one:
+    /// as many as have work for all their lanes.
+    pub(super) fn share_rows(&self, s: &mut Schedule) {
+        let reads_own = self.a.k.buffers.iter().any(|b| b.access == Use::ReadWrite);
+        let plain = |w: &super::Work| w.ordered.is_empty();
+        if !self.target.simt || !self.parallel || s.cols.is_some() || reads_own {
+            return;
+        }
+        if !self.a.works.iter().all(plain) || !s.inner.iter().all(|i| i.cols.is_some()) {
+            return;
+        }
+        let lengths = s.inner.iter().filter_map(|i| i.cols).map(|c| self.a.estimate(&self.a.extent(c.0)));
+        let longest = lengths.fold(0.0, f64::max);
+        let rows: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
+        let busy = self.target.threads as f64 * FULL / rows.max(1.0);
+        let most = (longest / f64::from(WIDE)).min(busy).min(MOST_WARPS.into());
+        if most < 2.0 {
+            return;
+        }
+        s.warps = 1 << (most as u32).ilog2();
+        for i in &mut s.inner {
+            i.cols = i.cols.map(|c| (c.0, WIDE * s.warps));
+            i.tail = WIDE * s.warps;
+        }
+    }
+
     /// A schedule with a block tile; `None` where the kernel is no contraction, or too small a one.
     ///
     /// Columns are those that other schedules would have in lanes; where these would lay no axis of a contraction there,
