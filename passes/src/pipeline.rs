@@ -146,6 +146,16 @@ pub const PASSES: &[Pass] = &[
         run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.math.reassociates(), cx.fuel)),
     },
     Pass {
+        name: "split-products",
+        stage: Stage::Canonical,
+        reason: "long sums of few results fill a GPU; after pads, which ask for the form of convolutions",
+        run: |s, cx| {
+            let freely = cx.options.math.reassociates();
+            let split = freely && cx.target.simt;
+            on_graph(s, |m| if split { graph::split_products(m, cx.target, freely, cx.fuel) } else { Ok(()) })
+        },
+    },
+    Pass {
         name: "cse",
         stage: Stage::Canonical,
         reason: "after the rewrites, which make equal ops out of different ones",

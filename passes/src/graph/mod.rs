@@ -15,6 +15,7 @@ mod quant;
 mod reciprocal;
 mod rewrite;
 mod simplify;
+mod split;
 mod state;
 
 pub use bf16::bf16_products;
@@ -28,4 +29,5 @@ pub use pads::separate_pads;
 pub use quant::integer_products;
 pub use reciprocal::reciprocals;
 pub use simplify::simplify;
+pub use split::split_products;
 pub use state::{StateSpec, bind_states};

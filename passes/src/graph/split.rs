@@ -1,0 +1,165 @@
+//! Products with few results and long sums, for a GPU: parts of the sum side by side, then the sum of the parts.
+//!
+//! A product of matrices of 49 x 512 elements over 4608 steps is 32 tiles of the smallest block: a device with 132
+//! multiprocessors idles, while each of the 32 takes 4608 steps. As one of four batches over 1152 steps each it fills the
+//! device, and a second kernel adds four numbers for each element, in the order of the parts, with the epilogue of the
+//! product. No result depends on which part is done first. A convolution is split along its input channels, each part a group
+//! of its own.
+
+use super::rewrite::{Rule, Shared, Site, rewrite};
+use crate::error::Result;
+use crate::limits::Fuel;
+use crate::winograd::Form;
+use ir::prim::{Monoid, Prim};
+use ir::target::TargetDesc;
+use ir::{DType, Dim, Module, Symbols, TensorType, ValueId};
+
+/// The least block of a GPU has this many rows and columns, and is not used for fewer than `LEAST`.
+const TILE: i64 = 32;
+const LEAST: i64 = 24;
+/// Columns of one warp, where there are few rows; warps that keep a multiprocessor busy.
+const COLUMNS: i64 = 128;
+const WARPS: i64 = 4;
+/// Steps of a part, at least: of blocks, and of warps. What is written and read again for each part costs as much as some.
+const BLOCK_STEPS: i64 = 128;
+const WARP_STEPS: i64 = 64;
+/// Parts are whole numbers of such steps, which are staged together.
+const STEP: i64 = 8;
+
+/// Splits contractions and convolutions whose tiles are fewer than the multiprocessors of `target`. `winograd`:
+/// convolutions may get other forms later, which are left alone.
+pub fn split_products(module: &mut Module, target: &TargetDesc, winograd: bool, fuel: &Fuel) -> Result<()> {
+    let symbols = module.symbols.clone();
+    let units = (target.threads / 16).max(1) as i64;
+    rewrite(module, &mut Split { symbols, units, winograd }, fuel)
+}
+
+struct Split {
+    symbols: Symbols,
+    /// Multiprocessors.
+    units: i64,
+    winograd: bool,
+}
+
+impl Rule for Split {
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        let [x, w] = *site.operands else { return Ok(None) };
+        match &site.op.prim {
+            Prim::Contract { batch, reduce, acc: DType::F32 } => {
+                let [(a, b)] = *reduce.as_slice() else { return Ok(None) };
+                self.contraction(cx, site, [x, w], batch.clone(), (a, b))
+            }
+            Prim::Convolve { groups: 1, acc: DType::F32, .. } => self.convolution(cx, site, [x, w]),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Split {
+    fn likely(&self, dims: &[Dim]) -> i64 {
+        let one = |d: &Dim| d.eval_syms(&|s| Some(self.symbols.get(s).hint)).unwrap_or(1).max(1);
+        dims.iter().map(one).fold(1, i64::saturating_mul)
+    }
+
+    /// Into how many parts to cut the `length` steps of `others` products of rows x cols results, of which each takes
+    /// `taps` products.
+    fn parts(&self, [rows, cols, others]: [i64; 3], length: i64, taps: i64) -> Option<i64> {
+        let tiles = |n: i64, size: i64| (n + size - 1) / size;
+        let (tiles, wanted, least) = if rows.min(cols) >= LEAST {
+            (tiles(rows, TILE).saturating_mul(tiles(cols, TILE)), self.units, BLOCK_STEPS)
+        } else {
+            (tiles(rows.max(cols), COLUMNS), WARPS * self.units, WARP_STEPS)
+        };
+        let most = wanted / tiles.saturating_mul(others).max(1);
+        let fits = |n: &i64| {
+            let part = length / n;
+            length % n == 0 && part % STEP.min(part.max(1)) == 0 && part.saturating_mul(taps) >= least
+        };
+        (2..=most.min(length)).rev().find(fits)
+    }
+
+    fn contraction(
+        &self,
+        cx: &mut Shared<'_>,
+        site: &mut Site<'_>,
+        [x, w]: [ValueId; 2],
+        batch: Vec<(usize, usize)>,
+        (a, b): (usize, usize),
+    ) -> Result<Option<Vec<ValueId>>> {
+        let (left, right) = (site.ty(x).shape.clone(), site.ty(w).shape.clone());
+        let Some(length) = left[a].as_const() else { return Ok(None) };
+        let free = |shape: &[Dim], axis: usize, of: &dyn Fn(&(usize, usize)) -> usize| -> Vec<Dim> {
+            let kept = |i: &usize| *i != axis && !batch.iter().any(|p| of(p) == *i);
+            (0..shape.len()).filter(kept).map(|i| shape[i].clone()).collect()
+        };
+        let (rows, cols) = (free(&left, a, &|p| p.0), free(&right, b, &|p| p.1));
+        let others: Vec<Dim> = batch.iter().map(|p| left[p.0].clone()).collect();
+        let sizes = [self.likely(&rows), self.likely(&cols), self.likely(&others)];
+        let Some(n) = self.parts(sizes, length, 1) else { return Ok(None) };
+        let cut = |shape: &[Dim], axis: usize| {
+            let mut shape = shape.to_vec();
+            shape.splice(axis..=axis, [Dim::from(n), Dim::from(length / n)]);
+            Prim::Reshape { shape }
+        };
+        let x = self.push(cx, site, cut(&left, a), vec![x])?;
+        let w = self.push(cx, site, cut(&right, b), vec![w])?;
+        // axes behind the one that was cut are one further; the parts are the last batch
+        let moved = |i: usize, axis: usize| if i > axis { i + 1 } else { i };
+        let mut pairs: Vec<(usize, usize)> = batch.iter().map(|p| (moved(p.0, a), moved(p.1, b))).collect();
+        pairs.push((a, b));
+        let prim = Prim::Contract { batch: pairs, reduce: vec![(a + 1, b + 1)], acc: DType::F32 };
+        let parts = self.push(cx, site, prim, vec![x, w])?;
+        let sum = Prim::Reduce { monoid: Monoid::Sum, axes: vec![batch.len()] };
+        Ok(Some(vec![self.push(cx, site, sum, vec![parts])?]))
+    }
+
+    fn convolution(
+        &self,
+        cx: &mut Shared<'_>,
+        site: &mut Site<'_>,
+        [x, w]: [ValueId; 2],
+    ) -> Result<Option<Vec<ValueId>>> {
+        let Prim::Convolve { window, .. } = site.op.prim.clone() else { return Ok(None) };
+        let (weights, out) = (site.ty(w).shape.clone(), site.types[0].shape.clone());
+        let (Some(co), Some(ci)) = (weights[0].as_const(), weights[1].as_const()) else { return Ok(None) };
+        let taps = self.likely(&weights[2..]);
+        let (prim, from, kernel, to) = (&site.op.prim, site.ty(x), site.ty(w), &site.types[0]);
+        let tiled = Form::of(prim, kernel, to, &self.symbols).is_some()
+            || Form::overlapping(prim, from, kernel, to, &self.symbols).is_some();
+        if self.winograd && tiled || crate::col2im::pays(prim, from, kernel, to) {
+            return Ok(None);
+        }
+        let places = self.likely(&out[..1]).saturating_mul(self.likely(&out[2..]));
+        let Some(n) = self.parts([places, co, 1], ci, taps) else { return Ok(None) };
+        // [co, n, ci / n, taps..] to [n, co, ci / n, taps..]
+        let mut shape = weights.clone();
+        shape.splice(1..2, [Dim::from(n), Dim::from(ci / n)]);
+        let rank = shape.len();
+        let w = self.push(cx, site, Prim::Reshape { shape }, vec![w])?;
+        let perm = [1, 0].into_iter().chain(2..rank).collect();
+        let w = self.push(cx, site, Prim::Transpose { perm }, vec![w])?;
+        let mut shape = weights;
+        (shape[0], shape[1]) = (Dim::from(n * co), Dim::from(ci / n));
+        let w = self.push(cx, site, Prim::Reshape { shape }, vec![w])?;
+        let prim = Prim::Convolve { window, groups: n as usize, acc: DType::F32 };
+        let y = self.push(cx, site, prim, vec![x, w])?;
+        let mut shape = out;
+        shape.splice(1..2, [Dim::from(n), Dim::from(co)]);
+        let y = self.push(cx, site, Prim::Reshape { shape }, vec![y])?;
+        let sum = Prim::Reduce { monoid: Monoid::Sum, axes: vec![1] };
+        Ok(Some(vec![self.push(cx, site, sum, vec![y])?]))
+    }
+
+    fn push(
+        &self,
+        cx: &mut Shared<'_>,
+        site: &mut Site<'_>,
+        prim: Prim,
+        operands: Vec<ValueId>,
+    ) -> Result<ValueId> {
+        let types: Vec<TensorType> = operands.iter().map(|v| site.ty(*v).clone()).collect();
+        let types: Vec<&TensorType> = types.iter().collect();
+        let results = ir::infer::infer(&prim, &types, &[], cx.consts, &self.symbols)?;
+        Ok(site.push(prim, operands, results)[0])
+    }
+}
