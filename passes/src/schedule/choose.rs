@@ -339,6 +339,8 @@ impl<'a> Chooser<'a> {
         let vector = |w: &&Work| w.accesses.iter().any(is_row) && !w.accesses.iter().all(is_row);
         self.contraction = contraction || axis.is_none() && reductions.iter().all(vector);
         self.col_size = tile.cols;
+        // where there are few warps, rows are worth more as iterations of their own
+        let axis = axis.filter(|_| self.contraction || !self.few_iterations(tile.rows * tile.cols));
         self.rows = axis.map(|axis| {
             let whole = self.a.extent(axis).divisible_by(tile.rows.into(), &self.a.facts);
             RowTile { axis, size: tile.rows, overlap: !whole }

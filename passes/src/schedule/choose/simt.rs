@@ -43,6 +43,12 @@ impl Chooser<'_> {
         self.target.simt.then_some(if narrow > WIDE / 2 { WIDE } else { narrow })
     }
 
+    /// True where tiles of so many elements are fewer than the warps that keep a GPU busy.
+    pub(super) fn few_iterations(&self, tile: u32) -> bool {
+        let points: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
+        self.target.simt && points / f64::from(tile) < self.target.threads as f64
+    }
+
     /// Where there are fewer iterations than warps, and each runs along columns of its own, several warps share one:
     /// as many as have work for all their lanes.
     pub(super) fn share_rows(&self, s: &mut Schedule) {
