@@ -147,8 +147,9 @@ impl ConvertMode {
 
 /// Per spatial dim of a convolution or window: output o reads input
 /// `(o * stride + k * dilation - pad_lo) / base_dilation` where that is exact and in bounds.
-/// Elsewhere a convolution reads 0; whether that takes part in a product, which is NaN with an infinity or a NaN, is
-/// not said (the interpreter: it does).
+/// Elsewhere a convolution reads 0. Of operands that are not finite it is not said which of these zeros they are multiplied
+/// by, so results of windows beside theirs may be NaN too (forms with missing taps, Winograd's; the interpreter: by
+/// those of the definition alone).
 /// Result extent: `(D + pad_lo + pad_hi - K) floordiv stride + 1` with `D` the input spread by
 /// `base_dilation` (0 if empty) and `K = (k - 1) * dilation + 1`; never negative.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

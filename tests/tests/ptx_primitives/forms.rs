@@ -546,8 +546,8 @@ fn convolutions() -> Vec<Form> {
         let window = cx.windows(&shape[2..], &size);
         let mut kernel = vec![Dim::from(co * groups as i64), Dim::from(ci)];
         kernel.extend(size.into_iter().map(Dim::from));
-        // padding may be multiplied or not
-        let (x, w) = (cx.terms(t, &shape), cx.input_of(Values::Finite, u, &kernel));
+        // what is not finite may spread
+        let (x, w) = (cx.input_of(Values::Finite, t, &shape), cx.input_of(Values::Finite, u, &kernel));
         cx.prim(Prim::Convolve { window, groups, acc }, &[x, w])
     })
 }
