@@ -71,6 +71,7 @@ struct Facts {
     doubled: HashSet<u32>,
     idle: HashSet<u32>,
     sums_of_nan: HashSet<u32>,
+    squared: HashSet<u32>,
     independent: HashSet<u32>,
     reached_alike: HashSet<u32>,
 }
@@ -82,6 +83,7 @@ impl Facts {
             doubled: dataflow::doubled_syncs(kernel),
             idle: dataflow::idle_syncs(kernel),
             sums_of_nan: dataflow::sums_of_nan(kernel),
+            squared: dataflow::squared(kernel),
             independent: dataflow::independent(kernel),
             reached_alike: dataflow::reached_alike(kernel),
         }
@@ -94,6 +96,7 @@ impl Facts {
 /// - *doubled*: another barrier stands beside the one that is left out, with no access to memory in between.
 /// - *idle*: on no path does the barrier that is left out order two accesses to one array of which one writes.
 /// - *nan*: a sum became a difference that is taken only where an operand is NaN; results that are NaN are equal.
+/// - *square*: a difference, which is only squared, changed its sign.
 /// - *unreached*: neither a branch nor the guard of the instruction depends on memory, the sizes of the kernel are constants, and
 ///   in launches of these grids no lane executes it.
 /// - *same values*: the instruction depends on nothing in memory, nor does any branch; the sizes of the kernel are
@@ -121,6 +124,9 @@ fn same(
     if m.kind == Kind::WrongOperation && facts.sums_of_nan.contains(&m.line) {
         return Some("nan");
     }
+    if m.kind == Kind::OperandsSwapped && facts.squared.contains(&m.line) {
+        return Some("square");
+    }
     let now = Facts::of(&parse(&m.text));
     if !case.func.syms.is_empty() || facts.independent.is_empty() || now.independent.is_empty() {
         return None;
@@ -132,7 +138,10 @@ fn same(
     let (right, wrong) = (traces(kernel, m.line)?, traces(broken, m.line)?);
     let known = facts.independent.contains(&m.line) && now.independent.contains(&m.line);
     // a guard that comes from memory may hold another time
-    let alike = |line: u32| facts.reached_alike.contains(&line) && now.reached_alike.contains(&line);
+    let gone = m.after.trim().is_empty();
+    let alike = |line: u32| {
+        facts.reached_alike.contains(&line) && (now.reached_alike.contains(&line) || gone && line == m.line)
+    };
     if alike(m.line) && right.iter().chain(&wrong).all(|t| *t == 0) {
         return Some("unreached");
     }

@@ -241,6 +241,25 @@ pub fn sums_of_nan(kernel: &Kernel) -> HashSet<u32> {
     out
 }
 
+/// Lines of differences of floats that are only squared: which operand is taken from which does not matter, since one
+/// difference is the other one with the other sign, bit by bit.
+pub fn squared(kernel: &Kernel) -> HashSet<u32> {
+    let float = |i: &Inst| i.opcode.iter().any(|m| matches!(m.as_str(), "f16" | "bf16" | "f32" | "f64"));
+    let only_squared = |i: &&Inst| {
+        let own = results(i);
+        let mut readers =
+            instructions(kernel).filter(|r| sources(r).iter().any(|s| own.contains(s))).peekable();
+        let is = |o: Option<&Operand>| matches!(o, Some(Operand::Name(n)) if own.contains(&n.as_str()));
+        let squares = |r: &Inst| {
+            let product = matches!(r.opcode[0].as_str(), "mul" | "fma") && r.guard.is_none();
+            product && is(r.operands.get(1)) && is(r.operands.get(2)) && !is(r.operands.get(3))
+        };
+        readers.peek().is_some() && readers.all(squares)
+    };
+    let subtracts = |i: &&Inst| i.opcode[0] == "sub" && float(i);
+    instructions(kernel).filter(subtracts).filter(only_squared).map(|i| i.line).collect()
+}
+
 /// Whether a difference in what the instruction on line `from` computes ends before it can matter. `differs` says of an
 /// instruction that [`independent`] names whether it computes anything else because of it, `skipped` of one that
 /// [`reached_alike`] names whether no lane executes it either way. It ends where all who read a value that differs are
@@ -252,6 +271,8 @@ pub fn ends(
     mut skipped: impl FnMut(u32) -> bool,
 ) -> bool {
     let (independent, alike) = (independent(kernel), reached_alike(kernel));
+    // exchanges between lanes do nothing but write registers
+    let exchange = |i: &Inst| matches!(i.opcode[0].as_str(), "shfl" | "vote" | "match" | "redux");
     let (mut todo, mut seen) = (vec![from], HashSet::from([from]));
     while let Some(line) = todo.pop() {
         if !independent.contains(&line) {
@@ -263,7 +284,7 @@ pub fn ends(
             if !seen.insert(reader.line) {
                 continue;
             }
-            let of_launch = independent.contains(&reader.line) && !acts(reader);
+            let of_launch = independent.contains(&reader.line) && (!acts(reader) || exchange(reader));
             if of_launch && !differs(reader.line) {
                 continue;
             }
@@ -355,6 +376,13 @@ mod tests {
         // stored, by somebody or by nobody
         assert!(!ends(&k, line(5), |_| false, |_| false));
         assert!(ends(&k, line(5), |_| true, |l| l == line(7)));
+        // through an exchange between lanes
+        let k = kernel(
+            "mov.u32 %r0, %tid.x;\nadd.s32 %r1, %r0, 9;\nshfl.sync.bfly.b32 %r2, %r1, 1, 31, 0xffffffff;\n\
+             setp.lt.s32 %p0, %r2, 7;\n@%p0 bra L;\nL:\n",
+        );
+        assert!(ends(&k, line(2), |l| l != line(4), |_| false));
+        assert!(!ends(&k, line(2), |_| true, |_| false));
     }
 
     #[test]
@@ -373,6 +401,17 @@ mod tests {
         assert_eq!(lines(sums_of_nan(&kernel(triple))), [2]);
         assert!(sums_of_nan(&kernel(&format!("{triple}neg.f64 %f4, %f2;\n"))).is_empty());
         assert!(sums_of_nan(&kernel(&triple.replace("%f2, %f0, %p0", "%f0, %f2, %p0"))).is_empty());
+    }
+
+    #[test]
+    fn differences_that_are_only_squared() {
+        let body = "sub.rn.f32 %f2, %f0, %f1;\nfma.rn.f32 %f3, %f2, %f2, %f4;\nmul.rn.f32 %f5, %f2, %f2;\n";
+        assert_eq!(lines(squared(&kernel(body))), [1]);
+        for read in
+            ["add.rn.f32 %f6, %f2, %f1;\n", "fma.rn.f32 %f6, %f2, %f2, %f2;\n", "mul.rn.f32 %f6, %f2, %f1;\n"]
+        {
+            assert!(squared(&kernel(&format!("{body}{read}"))).is_empty(), "{read}");
+        }
     }
 
     #[test]
