@@ -462,6 +462,38 @@ impl Planner<'_> {
         g.def_op(v).is_some_and(|op| matches!(class(&g[op].prim), Class::View | Class::Source))
     }
 
+    /// True where a product is better written in the order of `v`, a transpose of it: a contraction sums over
+    /// neighbouring axes of `v` as over one, and reads them at a stretch (the heads of attention side by side).
+    /// Rows stay rows.
+    fn rests_transposed(&self, v: ValueId, def: OpId) -> bool {
+        let g = self.unit.graph;
+        let f = &self.facts;
+        let Prim::Transpose { perm } = &g[def].prim else { return false };
+        let (&[x], &[user]) = (g[def].operands.as_slice(), f.uses[v.index()].as_slice()) else {
+            return false;
+        };
+        let [.., before, last] = *perm.as_slice() else { return false };
+        let shape = &g[v].ty.shape;
+        let merged = g[user].results.first().is_some_and(|r| {
+            let to = &g[*r].ty.shape;
+            let n = shape.len();
+            matches!(g[user].prim, Prim::Reshape { .. })
+                && to.last() == Some(&(&shape[n - 2] * &shape[n - 1]))
+        });
+        let product =
+            g.def_op(x).is_some_and(|p| matches!(class(&g[p].prim), Class::Gemm | Class::Elementwise));
+        merged
+            && product
+            && last + 1 == perm.len()
+            && before + 2 != perm.len()
+            && f.carries_gemm[x.index()]
+            && f.uses[x.index()].len() == 1
+            && !f.output[x.index()]
+            && !f.constant[x.index()]
+            && !self.demanded[x.index()]
+            && !self.homes.contains_key(&x)
+    }
+
     /// The values that the kernel of `seeds` computes by itself.
     fn grow(
         &self,
@@ -615,7 +647,7 @@ impl Planner<'_> {
             return false;
         }
         if class == Class::View {
-            return true;
+            return !(c.plain && exclusive && self.rests_transposed(v, def));
         }
         if f.decoded[i] && !root_init {
             return true;
