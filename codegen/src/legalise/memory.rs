@@ -119,6 +119,10 @@ impl Legaliser<'_> {
             return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
         }
         let a = self.address(addr)?;
+        if self.is_transposed(ty, &a, reg) {
+            let regs = self.transposed_load(ty, &a, reg)?;
+            return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
+        }
         let whole = self.ends_whole(addr);
         let mut regs = Vec::with_capacity(self.reg_count(ty));
         for row in 0..ty.rows {
@@ -135,6 +139,55 @@ impl Legaliser<'_> {
             }
         }
         Ok(Tile::of(regs))
+    }
+
+    /// True for squares of registers whose columns lie contiguous in memory.
+    fn is_transposed(&self, ty: Ty, a: &Addr, reg: DType) -> bool {
+        let whole = |n: u32| n > 0 && n.is_multiple_of(self.lanes);
+        a.row == Stride::Const(1)
+            && !matches!(a.col, Stride::Const(0 | 1))
+            && a.cols_valid.is_none()
+            && self.lanes > 1
+            && self.lanes.is_power_of_two()
+            && whole(ty.rows)
+            && whole(ty.cols)
+            && reg != DType::Bool
+            && !self.target.simt
+    }
+
+    /// Reads the columns of each square and transposes it.
+    fn transposed_load(&mut self, ty: Ty, a: &Addr, reg: DType) -> Emit<Vec<Val>> {
+        let n = self.lanes;
+        let chunks = ty.cols / n;
+        let bytes = self.b.mem_dtype(a.mem).bytes().max(1) as u32;
+        let mut regs = Vec::with_capacity(self.reg_count(ty));
+        for row in (0..ty.rows).step_by(n as usize) {
+            let mut squares = Vec::new();
+            for chunk in 0..chunks {
+                let mut columns = Vec::new();
+                for col in 0..n {
+                    let part = self.part(a, row, chunk * n + col)?;
+                    let part = Addr { col: Stride::Const(1), align: bytes, ..part };
+                    columns.push(self.b.load_as(part, Ty::vector(reg, n)));
+                }
+                squares.push(self.transposed(columns));
+            }
+            regs.extend((0..n as usize).flat_map(|r| squares.iter().map(move |s| s[r])));
+        }
+        Ok(regs)
+    }
+
+    /// The columns of a square, given its rows, whose number is a power of two. Each round interleaves the first
+    /// half of the rows with the second, which rotates the bits of (row, column) by one.
+    fn transposed(&mut self, mut rows: Vec<Val>) -> Vec<Val> {
+        let n = rows.len() as u32;
+        let half = |h: u32| (0..n).map(|i| i % 2 * n + h * n / 2 + i / 2).collect::<Vec<u32>>();
+        for _ in 0..n.ilog2() {
+            let (first, second) = rows.split_at(n as usize / 2);
+            let pairs = first.iter().zip(second);
+            rows = pairs.flat_map(|(a, b)| [0, 1].map(|h| self.b.shuffle(*a, *b, half(h)))).collect();
+        }
+        rows
     }
 
     /// True where no valid column lies in a group of neighbours with one that is not.

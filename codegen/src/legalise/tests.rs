@@ -422,6 +422,34 @@ fn tile_case(rows: u32, cols: u32, row: i64, col: i64, valid: Option<i64>) {
 }
 
 #[test]
+fn squares_are_transposed_in_registers() {
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::I8, DType::F64, DType::U64] {
+        for (rows, cols) in [(16, 16), (32, 16), (16, 48)] {
+            let mut b = LoopBuilder::new("f");
+            let (x, y) = (b.buf("x", dtype, false, 64), b.buf("y", dtype, true, 64));
+            let two = b.index(2);
+            b.parallel(Level::Thread, two, |b, p| {
+                let c = b.index(35);
+                let at = b.mul(p, c);
+                let from = Addr { row: Stride::Const(1), col: Stride::Const(50), ..b.addr(x, at, 3) };
+                let v = b.load(from, rows, cols);
+                let c = b.index(1600);
+                let at = b.mul(p, c);
+                let to = Addr { row: Stride::Const(50), ..b.addr(y, at, 0) };
+                b.store(to, v);
+            });
+            let f = b.finish(Launch::default());
+            let data = bytes(dtype, (0..3300).map(|i| Scalar::of(dtype, f64::from(i % 61))));
+            check(&f, &[data.clone(), data], &format!("{rows}x{cols} of {dtype}"));
+            for t in targets() {
+                let text = legalise(&f, &t).unwrap().to_string();
+                assert!(text.contains("shuffle") && !text.contains("insert"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn control_flow_with_tiles() {
     let mut b = LoopBuilder::new("g");
     let x = b.buf("x", DType::I16, true, 64);

@@ -270,6 +270,11 @@ impl<'a> Chooser<'a> {
         let extent = self.a.extent(col);
         let reductions: Vec<&Work> = self.a.works.iter().filter(|w| w.reduce).collect();
         if reductions.is_empty() {
+            if let Some(rows) = self.transposed_rows(col, panel) {
+                self.col_size = self.lanes;
+                self.rows = Some(rows);
+                return;
+            }
             let n = extent.as_const().unwrap_or(i64::MAX);
             let ops: f64 = self.a.works.iter().map(|w| w.ops).sum();
             let vectors = if ops > 12.0 { 2 } else { 4 };
@@ -345,6 +350,31 @@ impl<'a> Chooser<'a> {
             let whole = self.a.extent(axis).divisible_by(tile.rows.into(), &self.a.facts);
             RowTile { axis, size: tile.rows, overlap: !whole }
         });
+    }
+
+    /// Rows of a copy whose operand is contiguous along another axis than its result: square tiles are read along
+    /// that one and transposed in registers. Little else, so that a tile stays in registers.
+    fn transposed_rows(&self, col: Var, panel: Option<i64>) -> Option<RowTile> {
+        let [work] = self.a.works.as_slice() else { return None };
+        let regular = |x: &Access, v: Var| {
+            self.a.step(&x.offset, v, None) != Step::Irregular && !x.guard_vars.contains(&v)
+        };
+        let lanes = i64::from(self.lanes);
+        let plain = panel.is_none() && !self.target.simt && work.ops <= 2.0 && self.idempotent();
+        if !plain || work.accesses.len() > 3 || self.a.estimate(&self.a.extent(col)) < lanes as f64 {
+            return None;
+        }
+        let strided = |x: &&Access| !x.store && matches!(self.a.step(&x.offset, col, None), Step::By(_));
+        let x = work.accesses.iter().find(strided)?;
+        let axis = self.a.k.domain.iter().find(|a| {
+            a.var != col
+                && self.free.contains(&a.var)
+                && self.a.step(&x.offset, a.var, None) == Step::One
+                && a.extent.bounds(&self.a.facts).0 >= lanes
+                && work.accesses.iter().all(|x| regular(x, a.var) && regular(x, col))
+        })?;
+        let overlap = !axis.extent.divisible_by(self.lanes.into(), &self.a.facts);
+        Some(RowTile { axis: axis.var, size: self.lanes, overlap })
     }
 
     /// What rows along `v` would share; `None` where an access is irregular along it.

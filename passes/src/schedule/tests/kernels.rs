@@ -309,6 +309,28 @@ fn divisions_vanish_or_gather() {
     }
 }
 
+/// A copy whose operand is contiguous along another axis goes in squares; short and ragged ones too are right.
+#[test]
+fn transposed_copies() {
+    for (rows, cols, symbolic) in
+        [(48, 64, false), (40, 64, true), (40, 31, false), (17, 33, true), (16, 5, true), (3, 40, false)]
+    {
+        let mut b = Build::new("transpose");
+        let (r, c) = (Dim::from(rows), b.size(cols, symbolic));
+        let ((ra, ri), (ca, ci)) = (b.axis("r", r.clone()), b.axis("c", c.clone()));
+        let (x, y) = (b.input("x", &[c.clone(), r.clone()]), b.output("y", &[r, c]));
+        b.domain(&[&ra, &ca]);
+        let v = b.read(x, &[&ci, &ri]);
+        let half = b.float(0.5);
+        let v = b.bin(BinaryOp::Mul, v, half);
+        b.store(&[], y, &[&ri, &ci], v);
+        b.check_on(&sse());
+        let schedule = b.check_on(&avx512()).remove(0);
+        let square = schedule.contains("rows r 16") && schedule.contains("cols c 16");
+        assert_eq!(square, rows >= 16 && (symbolic || cols >= 16), "{schedule}");
+    }
+}
+
 #[test]
 fn types_narrow_and_wide() {
     for (from, to) in [(DType::F16, DType::F32), (DType::I8, DType::I32), (DType::F64, DType::F64)] {
