@@ -123,6 +123,15 @@ pub const PASSES: &[Pass] = &[
         },
     },
     Pass {
+        name: "delay-scales",
+        stage: Stage::Canonical,
+        reason: "operands of products are read where they lie; after reciprocals, whose factors move too",
+        run: |s, cx| {
+            let freely = cx.options.math.reassociates();
+            on_graph(s, |m| if freely { graph::delay_scales(m, cx.fuel) } else { Ok(()) })
+        },
+    },
+    Pass {
         name: "bind-states",
         stage: Stage::Canonical,
         reason: "appends in place of concatenations; after inlining, which brings these to the main graph",
