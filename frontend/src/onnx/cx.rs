@@ -345,7 +345,9 @@ impl<'m> NodeCx<'_, 'm> {
     }
     /// Number of elements, where the shape is static.
     fn dim_count(&self, v: V) -> Option<i64> {
-        self.b.shape(v).iter().map(Dim::as_const).product()
+        let shape: Option<Vec<i64>> = self.b.shape(v).iter().map(Dim::as_const).collect();
+        let shape = shape?;
+        if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1i64, |n, d| n.checked_mul(*d)) }
     }
     /// The one element of an integer operand as a size expression, at least `lo`.
     pub fn size_of(&mut self, v: V, lo: i64) -> Result<Dim, OpError> {

@@ -199,10 +199,10 @@ fn synthetic(name: &str, seed: u64, dtype: DType, shape: &[usize]) -> ConstSourc
         .bytes()
         .fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let fan_in = match shape {
-        [_, rest @ ..] if !rest.is_empty() => rest.iter().product::<usize>().max(1),
-        _ => 64,
+        [_, rest @ ..] if !rest.is_empty() => rest.iter().map(|&d| d.max(1) as f64).product(),
+        _ => 64.0,
     };
-    ConstSource::Random { seed, mean: 0.0, std: (fan_in as f64).sqrt().recip() }
+    ConstSource::Random { seed, mean: 0.0, std: f64::sqrt(fan_in).recip() }
 }
 
 fn strings(t: &TensorProto, elems: usize) -> Result<ConstSource, Diagnostic> {

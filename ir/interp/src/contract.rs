@@ -7,6 +7,7 @@ use crate::number::Number;
 use crate::reduce::Window;
 use crate::view::{View, signed, strides, walk};
 use ir::prim::WindowDim;
+use ir::tensor::checked_elems;
 use ir::{DType, Tensor};
 
 type Result<T> = std::result::Result<T, OpError>;
@@ -139,7 +140,8 @@ pub(crate) fn contract(
     let seconds = |pairs: &[(usize, usize)]| -> Vec<usize> { pairs.iter().map(|p| p.1).collect() };
     let at_a = [firsts(batch), free_a, firsts(reduce)];
     let at_b = [seconds(batch), free_b, seconds(reduce)];
-    let depth: usize = reduce.iter().map(|p| a.shape[p.0]).product();
+    let along: Vec<usize> = reduce.iter().map(|p| a.shape[p.0]).collect();
+    let depth = checked_elems(&along).unwrap_or(0);
     cx.spend(out.elems().saturating_mul(depth.max(1)).saturating_mul(2))?;
     if acc.is_float() {
         contract_as::<f64>(cx, a, b, at_a, at_b, &mut out)?;
@@ -229,7 +231,7 @@ pub(crate) fn convolve(
     if out.elems() == 0 {
         return Ok(out);
     }
-    let depth: usize = w.shape[1..].iter().product();
+    let depth = checked_elems(&w.shape[1..]).unwrap_or(0);
     cx.spend(out.elems().saturating_mul(depth.max(1)).saturating_mul(2))?;
     if acc.is_float() {
         convolve_as::<f64>(cx, x, w, &windows, groups, &mut out)?;
@@ -255,7 +257,8 @@ fn convolve_as<T: Acc>(
         return undefined("convolve", out.dtype);
     };
     let (spatial, kernel, plane) = (&x.shape[2..], &w.shape[2..], out.shape[2..].to_vec());
-    let size = |dims: &[usize]| dims.iter().product::<usize>();
+    // beyond what memory holds only where a size is 0
+    let size = |dims: &[usize]| checked_elems(dims).unwrap_or(0);
     let (elems, taps, positions) = (size(spatial), size(kernel), size(&plane));
     let (channels, filters) = (w.shape[1], w.shape[0] / groups);
     let depth = channels * taps;

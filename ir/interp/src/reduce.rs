@@ -7,6 +7,7 @@ use crate::number::{Load, Number, Store};
 use crate::view::{View, signed, split_at_axis, strides, walk};
 use ir::Tensor;
 use ir::prim::{Monoid, WindowDim};
+use ir::tensor::checked_elems;
 
 type Result<T> = std::result::Result<T, OpError>;
 
@@ -225,7 +226,7 @@ fn windows_of<N: Number>(
         }
     }
     let planes: usize = x.shape[..lead].iter().product();
-    let elems: usize = spatial.iter().product();
+    let elems = checked_elems(spatial).unwrap_or(0);
     let mut to = 0;
     for p in 0..planes {
         walk(plane, &signed(&strides(plane)), 0, |o| {

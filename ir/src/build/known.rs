@@ -61,11 +61,11 @@ fn tracked(d: DType) -> bool {
         || matches!(d, DType::I16 | DType::U16 | DType::U32 | DType::U64)
 }
 
-/// The shape as numbers where it is static and small.
+/// The shape as numbers where it is static and small, in all of its parts even where one is empty.
 pub fn small_shape(ty: &TensorType) -> Option<Vec<usize>> {
     let dims: Vec<usize> =
         ty.shape.iter().map(|d| usize::try_from(d.as_const()?).ok()).collect::<Option<_>>()?;
-    let n = crate::tensor::checked_elems(&dims)?;
+    let n = dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)))?;
     (n <= MAX_ELEMS && tracked(ty.dtype)).then_some(dims)
 }
 

@@ -74,6 +74,8 @@ fn max_pool(cx: &mut NodeCx) -> OpResult {
 fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
     let w = &p.window;
     let n = w.kernel.len();
+    let all = w.kernel.iter().try_fold(1i64, |n, k| n.checked_mul(*k)).filter(|n| *n <= Dim::LIMIT);
+    let all = all.ok_or_else(|| OpError::limit(format!("the indices of windows {:?}", w.kernel)))?;
     let dtype = cx.dtype(p.x);
     let shape = cx.shape(p.x);
     let lowest = cx.b.scalar_of(dtype, Monoid::Max.identity(dtype))?;
@@ -118,7 +120,6 @@ fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
         }
     }
     // the first tap in the order of the dims; a window of padding alone has that of its start
-    let all: i64 = w.kernel.iter().product();
     let mut number = cx.b.scalar_i64(0)?;
     for (i, &k) in w.kernel.iter().enumerate() {
         let one = cx.b.iota(DType::I64, &spread(n, i, [Dim::from(1), Dim::from(k)]), 3 + 2 * i)?;

@@ -7,7 +7,7 @@ use super::{Op, op};
 use crate::diag::Code;
 use crate::onnx::cx::{NodeCx, OpError, OpResult};
 use ir::build::V;
-use ir::tensor::Tensor;
+use ir::tensor::{Tensor, checked_elems};
 use ir::{DType, Dim};
 use regex::RegexBuilder;
 use std::collections::{HashMap, HashSet};
@@ -66,7 +66,8 @@ fn pairs<T>(cx: &NodeCx, f: impl Fn(&str, &str) -> T) -> Result<(Vec<usize>, Vec
         }
         shape.push(if x == 1 { y } else { x });
     }
-    let count: usize = shape.iter().product();
+    let count = checked_elems(&shape)
+        .ok_or_else(|| OpError::limit(format!("a result of shape {shape:?}, which no memory holds")))?;
     let place = |s: &[usize], mut flat: usize| {
         let (mut at, mut stride) = (0, 1);
         for d in (0..rank).rev() {
