@@ -253,7 +253,7 @@ fn tensor(t: &mut TensorProto, rng: &mut Rng) {
         }
         3 => t.dims.push(1),
         _ if t.data_type == 7 => {
-            let n = t.dims.iter().product::<i64>().clamp(0, 8);
+            let n = t.dims.iter().fold(1i64, |n, d| n.saturating_mul(*d)).clamp(0, 8);
             t.int64_data.clear();
             t.raw_data = (0..n).flat_map(|_| rng.number().to_le_bytes()).collect();
         }
