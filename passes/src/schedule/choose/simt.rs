@@ -31,6 +31,9 @@ const LEAST: (i64, i64, i64) = (24, 24, 8);
 
 /// Columns of a warp of which each lane has four neighbours, which are read at once.
 const WIDE: u32 = 128;
+/// Reads of an iteration whose values a lane holds at once, at most, beside those of its neighbours: the 64 of a tile of Winograd's form
+/// were spilled for two columns each.
+const MOST_READS: usize = 48;
 /// Warps that share a row, at most.
 const MOST_WARPS: u32 = 16;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
@@ -40,7 +43,9 @@ impl Chooser<'_> {
     /// Columns of a tile along an axis of so many, where lanes are those of warps.
     pub(super) fn warp_columns(&self, n: i64) -> Option<u32> {
         let narrow = (n.clamp(1, WIDE.into()) as u32).next_multiple_of(self.lanes);
-        self.target.simt.then_some(if narrow > WIDE / 2 { WIDE } else { narrow })
+        let reads = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| !x.store).count();
+        let wide = if narrow > WIDE / 2 { WIDE } else { narrow };
+        self.target.simt.then_some(if reads > MOST_READS { self.lanes } else { wide })
     }
 
     /// True where tiles of so many elements are fewer than the warps that keep a GPU busy.
