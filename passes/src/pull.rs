@@ -887,7 +887,7 @@ fn affine(data: &ConstData, index: &[Dim]) -> Option<Dim> {
         return None;
     }
     // far from the ends of the type, so that no sum of a few wraps
-    let near = |v: i128| i64::try_from(v).ok().filter(|v| v.abs() < 1 << 40);
+    let near = |v: i128| i64::try_from(v).ok().filter(|v| v.unsigned_abs() < 1 << 40);
     let at = |i: usize| near(data.scalar_at(i)?.as_int());
     let first = at(0)?;
     let mut stride = elems;
