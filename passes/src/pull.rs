@@ -249,7 +249,7 @@ impl<'a> Puller<'a> {
             return Ok(e);
         }
         self.nodes += 1;
-        let e = if let Some(e) = self.computed_const(v, &key.1) {
+        let e = if let Some(e) = self.scalar_const(v) {
             e
         } else if self.overrides.keys().any(|(o, _)| *o == v) {
             match self.overrides.get(&(v, key.1.clone())) {
@@ -268,14 +268,12 @@ impl<'a> Puller<'a> {
         Ok(e)
     }
 
-    /// Constants of one value, and those that count along their axes, need no buffer.
-    fn computed_const(&mut self, v: ValueId, index: &[Dim]) -> Option<ExprId> {
+    /// Constants of one value need no buffer.
+    fn scalar_const(&mut self, v: ValueId) -> Option<ExprId> {
         let Some(Prim::Const(id)) = self.def(v) else { return None };
         let data = self.unit.consts.get(id.0 as usize)?;
-        if let Some(s) = uniform_scalar(data) {
-            return Some(self.constant(data.dtype, s));
-        }
-        affine(data, index).map(|d| self.index_value(d))
+        let s = uniform_scalar(data)?;
+        Some(self.constant(data.dtype, s))
     }
 
     fn read(&mut self, v: ValueId, index: &[Dim]) -> ExprId {
@@ -632,10 +630,12 @@ impl<'a> Puller<'a> {
         Ok(self.expr(Expr::Bind { var, value: at, bound, body }, self.dtype(body)))
     }
 
-    /// An integer expression as a size, if it is one: modulo 2^64, as integers of the kernel are.
+    /// An integer expression as a size, if it is one, of constants far from those at which sizes saturate.
     fn as_size(&self, e: ExprId) -> Option<Dim> {
         match self.kernel.get(e) {
-            Expr::Const(_, s) => i64::try_from(s.as_int()).ok().map(Dim::from),
+            Expr::Const(_, s) => {
+                i64::try_from(s.as_int()).ok().filter(|c| c.unsigned_abs() < 1 << 40).map(Dim::from)
+            }
             Expr::Index(d) => Some(d.clone()),
             Expr::Binary(op, x, y) if self.dtype(*x) == DType::I64 => {
                 let (x, y) = (self.as_size(*x)?, self.as_size(*y)?);
@@ -875,32 +875,6 @@ pub fn uniform_scalar(data: &ConstData) -> Option<Scalar> {
         }
         _ => None,
     }
-}
-
-/// Elements of a constant that are looked at to find that it counts.
-const COUNTS: usize = 4096;
-
-/// Element `index` of a constant of integers that counts along its axes: `c + k0 i0 + k1 i1 + ..`.
-fn affine(data: &ConstData, index: &[Dim]) -> Option<Dim> {
-    let elems = data.elems();
-    if data.dtype != DType::I64 || elems == 0 || elems > COUNTS {
-        return None;
-    }
-    // far from the ends of the type, so that no sum of a few wraps
-    let near = |v: i128| i64::try_from(v).ok().filter(|v| v.unsigned_abs() < 1 << 40);
-    let at = |i: usize| near(data.scalar_at(i)?.as_int());
-    let first = at(0)?;
-    let mut stride = elems;
-    let mut axes = Vec::new();
-    for &size in &data.shape {
-        stride /= size;
-        axes.push((stride, size, if size > 1 { at(stride)? - first } else { 0 }));
-    }
-    let counted = |i: usize| axes.iter().map(|(stride, size, k)| (i / stride % size) as i64 * k).sum::<i64>();
-    if !(0..elems).all(|i| at(i) == Some(first + counted(i))) {
-        return None;
-    }
-    Some(axes.iter().zip(index).fold(Dim::from(first), |sum, ((_, _, k), i)| sum + i.clone() * Dim::from(*k)))
 }
 
 /// The first element; `None` for types that only a convert understands.
