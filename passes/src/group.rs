@@ -8,6 +8,7 @@
 
 use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, repeats, static_elems};
+use crate::forms::{self, Other};
 use crate::kernels::{Build, KernelUnit};
 use crate::limits::{ALGORITHMS, FUSIONS, Fuel, HOMES};
 use crate::pull::{Home, PullError, Unit, locate};
@@ -76,13 +77,6 @@ struct Candidate {
     no_gemm: bool,
     /// No reduction may be computed at guarded or shifted indices.
     no_heavy: bool,
-}
-
-/// How a convolution is computed, other than directly.
-enum Form<'a> {
-    Winograd(winograd::Form),
-    Overlap(winograd::Form, &'a [WindowDim]),
-    Col2im(&'a [WindowDim]),
 }
 
 struct Planner<'a> {
@@ -321,7 +315,7 @@ impl Planner<'_> {
             (g[root].ty.shape == g[conv].ty.shape).then_some((site, form))
         })?;
         let what = || {
-            let name = if matches!(form, Form::Col2im(_)) { "col2im" } else { "winograd" };
+            let name = if form.1 == Other::Col2im { "col2im" } else { "winograd" };
             format!("{name} for convolve %{}", site.conv.0)
         };
         if !self.fuel.allow(ALGORITHMS, g[id].origin, what) {
@@ -332,11 +326,11 @@ impl Planner<'_> {
             Build { unit: self.unit, homes: &self.homes, inline: &inline, limit: self.choices.limit, op: id };
         let mut temps = self.temps.clone();
         let units = match form {
-            Form::Winograd(form) => winograd::build(&build, site, form, &mut temps),
-            Form::Overlap(form, window) => {
+            (_, Other::Tiles(form)) => winograd::build(&build, site, form, &mut temps),
+            (window, Other::Overlap(form)) => {
                 winograd::build_overlapping(&build, site, form, window, &mut temps)
             }
-            Form::Col2im(window) => col2im::build(&build, site, window, &mut temps),
+            (window, Other::Col2im) => col2im::build(&build, site, window, &mut temps),
         };
         let units = units.ok()??;
         self.temps = temps;
@@ -344,8 +338,8 @@ impl Planner<'_> {
         Some(units)
     }
 
-    /// Another form for the convolution whose result is `conv`, where one pays.
-    fn form(&self, conv: ValueId, root: ValueId) -> Option<(winograd::Site, Form<'_>)> {
+    /// Another form for the convolution whose result is `conv`, where one pays, and its window.
+    fn form(&self, conv: ValueId, root: ValueId) -> Option<(winograd::Site, (&[WindowDim], Other))> {
         let g = self.unit.graph;
         let op = &g[g.def_op(conv)?];
         let [x, w] = *op.operands.as_slice() else { return None };
@@ -353,20 +347,10 @@ impl Planner<'_> {
         if !self.facts.constant[w.index()] {
             return None;
         }
-        let (x_type, w_type, out) = (&g[x].ty, &g[w].ty, &g[conv].ty);
-        let symbols = self.unit.symbols;
+        let form = forms::of(&op.prim, [&g[x].ty, &g[w].ty, &g[conv].ty], self.unit.symbols)?;
         let padded = window.iter().any(|d| !d.pad_lo.is_const(0));
-        let tiled = winograd::Form::of(&op.prim, w_type, out, symbols).filter(|_| !padded);
-        let form = if let Some(form) = winograd::Form::overlapping(&op.prim, x_type, w_type, out, symbols) {
-            Form::Overlap(form, window)
-        } else if let Some(form) = tiled {
-            Form::Winograd(form)
-        } else if col2im::pays(&op.prim, x_type, w_type, out) {
-            Form::Col2im(window)
-        } else {
-            return None;
-        };
-        Some((winograd::Site { conv, x, w, root }, form))
+        let built = !(padded && matches!(form, Other::Tiles(_)));
+        built.then_some((winograd::Site { conv, x, w, root }, (window.as_slice(), form)))
     }
 
     /// Demands what the members of a region read.

@@ -22,6 +22,7 @@ mod col2im;
 mod control;
 pub mod error;
 pub mod facts;
+mod forms;
 pub mod graph;
 pub mod group;
 pub mod host;

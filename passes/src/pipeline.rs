@@ -74,10 +74,7 @@ pub const PASSES: &[Pass] = &[
         name: "integer-products",
         stage: Stage::Canonical,
         reason: "products of quantised tensors on bytes; before inlining, which takes the names away",
-        run: |s, cx| {
-            let whole = cx.options.math.reassociates();
-            on_graph(s, |m| if whole { graph::integer_products(m, cx.fuel) } else { Ok(()) })
-        },
+        run: |s, cx| on_graph_if(cx.options.math.reassociates(), s, |m| graph::integer_products(m, cx.fuel)),
     },
     Pass {
         name: "inline-composites",
@@ -117,19 +114,13 @@ pub const PASSES: &[Pass] = &[
         name: "reciprocals",
         stage: Stage::Canonical,
         reason: "quotients by what elements share are products; after folding, which knows the constants",
-        run: |s, cx| {
-            let freely = cx.options.math.reassociates();
-            on_graph(s, |m| if freely { graph::reciprocals(m, cx.fuel) } else { Ok(()) })
-        },
+        run: |s, cx| on_graph_if(cx.options.math.reassociates(), s, |m| graph::reciprocals(m, cx.fuel)),
     },
     Pass {
         name: "delay-scales",
         stage: Stage::Canonical,
         reason: "operands of products are read where they lie; after reciprocals, whose factors move too",
-        run: |s, cx| {
-            let freely = cx.options.math.reassociates();
-            on_graph(s, |m| if freely { graph::delay_scales(m, cx.fuel) } else { Ok(()) })
-        },
+        run: |s, cx| on_graph_if(cx.options.math.reassociates(), s, |m| graph::delay_scales(m, cx.fuel)),
     },
     Pass {
         name: "bind-states",
@@ -145,7 +136,7 @@ pub const PASSES: &[Pass] = &[
             // without such an instruction there is nothing to gain for the digits that are lost
             let native = cx.target.words(ir::kernel::Dot::Bf16).is_some();
             let bf16 = cx.options.math == ir::Math::Bf16 && native;
-            on_graph(s, |m| if bf16 { graph::bf16_products(m, cx.fuel) } else { Ok(()) })
+            on_graph_if(bf16, s, |m| graph::bf16_products(m, cx.fuel))
         },
     },
     Pass {
@@ -159,9 +150,8 @@ pub const PASSES: &[Pass] = &[
         stage: Stage::Canonical,
         reason: "long sums of few results fill a GPU; after pads, which ask for the form of convolutions",
         run: |s, cx| {
-            let freely = cx.options.math.reassociates();
-            let split = freely && cx.target.simt;
-            on_graph(s, |m| if split { graph::split_products(m, cx.target, freely, cx.fuel) } else { Ok(()) })
+            let split = cx.options.math.reassociates() && cx.target.simt;
+            on_graph_if(split, s, |m| graph::split_products(m, cx.target, cx.fuel))
         },
     },
     Pass {
@@ -224,6 +214,11 @@ fn on_graph(s: State, pass: impl Fn(&mut Module) -> Result<()>) -> Result<State>
     let mut m = module(s)?;
     pass(&mut m)?;
     Ok(State::Graph(m))
+}
+
+/// As [`on_graph`], under a condition.
+fn on_graph_if(wanted: bool, s: State, pass: impl Fn(&mut Module) -> Result<()>) -> Result<State> {
+    if wanted { on_graph(s, pass) } else { Ok(s) }
 }
 
 fn planned(s: State) -> Result<Planned> {

@@ -153,10 +153,7 @@ impl Build<'_, '_, '_> {
     }
 
     fn push(&mut self, prim: Prim, operands: Vec<ValueId>) -> Result<ValueId> {
-        let types: Vec<TensorType> = operands.iter().map(|v| self.site.ty(*v).clone()).collect();
-        let types: Vec<&TensorType> = types.iter().collect();
-        let results = ir::infer::infer(&prim, &types, &[], self.cx.consts, self.symbols)?;
-        Ok(self.site.push(prim, operands, results)[0])
+        self.site.op(self.cx, self.symbols, prim, operands)
     }
     fn reshape(&mut self, v: ValueId, shape: Vec<Dim>) -> Result<ValueId> {
         self.push(Prim::Reshape { shape }, vec![v])

@@ -6,11 +6,11 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::forms::{self, Other};
 use crate::limits::Fuel;
-use crate::winograd::Form;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
-use ir::{ConstData, ConstSource, DType, Dim, Module, Symbols, TensorType, ValueId};
+use ir::{Dim, Module, Symbols, TensorType, ValueId};
 
 /// `winograd`: leave room for whole tiles behind convolutions that will be computed that way.
 pub fn separate_pads(module: &mut Module, winograd: bool, fuel: &Fuel) -> Result<()> {
@@ -68,15 +68,9 @@ impl Pads {
         };
         let scalar = TensorType::scalar(ty.dtype);
         let types = ir::infer::infer(&prim, &[&ty, &scalar], &[], cx.consts, &self.symbols).ok()?;
-        let fill = constant(cx, site, ty.dtype, fill);
+        let fill = site.scalar(cx, ty.dtype, fill);
         site.push(prim, vec![x, fill], types).first().copied()
     }
-}
-
-fn constant(cx: &mut Shared<'_>, site: &mut Site<'_>, dtype: DType, value: Scalar) -> ValueId {
-    let source = ConstSource::Splat(value);
-    let id = cx.add_const(ConstData { dtype, shape: Vec::new(), source, name: None });
-    site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
 }
 
 /// True where the value is a constant or a view of one.
@@ -98,18 +92,15 @@ impl Rule for Pads {
             Prim::Convolve { window, groups, acc } => {
                 let [x, w] = *site.operands else { return Ok(None) };
                 let constant = matches!(site.def(w), Some(op) if matches!(op.prim, Prim::Const(_)));
-                let tiled = (self.winograd && constant)
-                    .then(|| Form::of(&site.op.prim, site.ty(w), &types[0], &self.symbols))
+                let form = (self.winograd && of_constants(site, w))
+                    .then(|| forms::of(&site.op.prim, [site.ty(x), site.ty(w), &types[0]], &self.symbols))
                     .flatten();
-                // these forms meet no padding
-                if self.winograd
-                    && of_constants(site, w)
-                    && (crate::col2im::pays(&site.op.prim, site.ty(x), site.ty(w), &types[0])
-                        || Form::overlapping(&site.op.prim, site.ty(x), site.ty(w), &types[0], &self.symbols)
-                            .is_some())
-                {
-                    return Ok(None);
-                }
+                let tiled = match form {
+                    // these meet no padding
+                    Some(Other::Overlap(_) | Other::Col2im) => return Ok(None),
+                    Some(Other::Tiles(form)) => Some(form).filter(|_| constant),
+                    None => None,
+                };
                 // what is padded for the tiles' sake only is cropped again by the convolution
                 let (mut padded, mut plain) = (window.clone(), unpadded(window));
                 if let Some(form) = tiled {

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{Attr, BinaryOp, ConvertMode, PadMode, Prim, UnaryOp, WindowDim};
-use ir::{ConstData, DType, Dim, Graph, Module, Monoid, Op, Symbols, TensorType, ValueId};
+use ir::{ConstData, DType, Dim, Graph, Module, Monoid, Op, Symbols, ValueId};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -66,13 +66,10 @@ struct Ops<'a, 'b, 'c> {
 
 impl Ops<'_, '_, '_> {
     fn op(&mut self, prim: Prim, operands: &[ValueId]) -> Result<ValueId> {
-        let types: Vec<&TensorType> = operands.iter().map(|v| self.site.ty(*v)).collect();
-        let types = ir::infer::infer(&prim, &types, &[], self.cx.consts, self.symbols)?;
-        Ok(self.site.push(prim, operands.to_vec(), types)[0])
+        self.site.op(self.cx, self.symbols, prim, operands.to_vec())
     }
     fn scalar(&mut self, dtype: DType, value: Scalar) -> ValueId {
-        let id = self.cx.add_const(ConstData::splat(dtype, Vec::new(), value));
-        self.site.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
+        self.site.scalar(self.cx, dtype, value)
     }
     fn convert(&mut self, to: DType, x: ValueId) -> Result<ValueId> {
         self.op(Prim::Convert { to, mode: ConvertMode::Plain }, &[x])

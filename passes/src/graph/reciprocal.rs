@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{BinaryOp, Prim, UnaryOp};
-use ir::{ConstData, DType, Graph, Module, Monoid, TensorType, ValueId};
+use ir::{DType, Graph, Module, Monoid, ValueId};
 
 /// Numbers whose reciprocals are normal f32 numbers, and some way off the ends of their range.
 const NORMAL: std::ops::Range<f64> = 1e-30..1e30;
@@ -71,8 +71,8 @@ impl Rule for Reciprocals {
             if !NORMAL.contains(&c.abs()) {
                 return Ok(None);
             }
-            let factor = scalar(cx, site, 1.0 / c);
-            let factor = broadcast(site, factor, &ty);
+            let factor = site.scalar(cx, DType::F32, Scalar::Float(1.0 / c));
+            let factor = site.broadcast(factor, &ty);
             return Ok(Some(site.push(product, vec![x, factor], vec![ty])));
         }
         let Some(Prim::Broadcast { shape, dims }) = site.def(y).map(|op| op.prim.clone()) else {
@@ -81,22 +81,12 @@ impl Rule for Reciprocals {
         let shared = site.def(y).map(|op| op.operands[0]).filter(|v| is_normal(cx, site, *v, 0));
         let Some(shared) = shared else { return Ok(None) };
         let shared_ty = site.ty(shared).clone();
-        let one = scalar(cx, site, 1.0);
-        let one = broadcast(site, one, &shared_ty);
+        let one = site.scalar(cx, DType::F32, Scalar::Float(1.0));
+        let one = site.broadcast(one, &shared_ty);
         let inverse = site.push(Prim::Binary(BinaryOp::Div), vec![one, shared], vec![shared_ty])[0];
         let inverse = site.push(Prim::Broadcast { shape, dims }, vec![inverse], vec![ty.clone()])[0];
         Ok(Some(site.push(product, vec![x, inverse], vec![ty])))
     }
-}
-
-fn scalar(cx: &mut Shared<'_>, site: &mut Site<'_>, value: f64) -> ValueId {
-    let id = cx.add_const(ConstData::splat(DType::F32, Vec::new(), Scalar::Float(value)));
-    site.push(Prim::Const(id), Vec::new(), vec![TensorType::new(DType::F32, Vec::new())])[0]
-}
-
-fn broadcast(site: &mut Site<'_>, v: ValueId, to: &TensorType) -> ValueId {
-    let prim = Prim::Broadcast { shape: to.shape.clone(), dims: Vec::new() };
-    site.push(prim, vec![v], vec![to.clone()])[0]
 }
 
 /// True where every element of `v` is normal and positive, unless it is NaN or infinite.

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::limits::Fuel;
-use ir::{ConstData, ConstId, Graph, Module, Op, Prim, TensorType, ValueId};
+use ir::dtype::Scalar;
+use ir::{ConstData, ConstId, DType, Graph, Module, Op, Prim, Symbols, TensorType, ValueId};
 
 /// What a rule may read and add to while the graph is taken out of its module.
 pub(crate) struct Shared<'m> {
@@ -32,6 +33,31 @@ impl Site<'_> {
     pub fn push(&mut self, prim: Prim, operands: Vec<ValueId>, types: Vec<TensorType>) -> Vec<ValueId> {
         let id = self.graph.push_op(prim, operands, Vec::new(), types, self.op.origin);
         self.graph[id].results.clone()
+    }
+    /// Appends an op of one result, whose type follows from its operands.
+    ///
+    /// # Errors
+    /// Where the operands are none for it.
+    pub fn op(
+        &mut self,
+        cx: &Shared<'_>,
+        symbols: &Symbols,
+        prim: Prim,
+        operands: Vec<ValueId>,
+    ) -> Result<ValueId> {
+        let types: Vec<&TensorType> = operands.iter().map(|v| self.ty(*v)).collect();
+        let types = ir::infer::infer(&prim, &types, &[], cx.consts, symbols)?;
+        Ok(self.push(prim, operands, types)[0])
+    }
+    /// A constant of rank 0.
+    pub fn scalar(&mut self, cx: &mut Shared<'_>, dtype: DType, value: Scalar) -> ValueId {
+        let id = cx.add_const(ConstData::splat(dtype, Vec::new(), value));
+        self.push(Prim::Const(id), Vec::new(), vec![TensorType::scalar(dtype)])[0]
+    }
+    /// The scalar `v` in every element of a value of type `to`.
+    pub fn broadcast(&mut self, v: ValueId, to: &TensorType) -> ValueId {
+        let prim = Prim::Broadcast { shape: to.shape.clone(), dims: Vec::new() };
+        self.push(prim, vec![v], vec![to.clone()])[0]
     }
     /// The primitive and operands that define `v`, where an op of the new graph does.
     pub fn def(&self, v: ValueId) -> Option<&Op> {

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{BinaryOp, Prim};
-use ir::{ConstData, DType, Module, TensorType, ValueId};
+use ir::{DType, Module, ValueId};
 
 /// Factors that move.
 const FACTORS: std::ops::Range<f64> = 1e-4..1e4;
@@ -37,11 +37,8 @@ impl Rule for Scales {
         let operands = site.operands.iter().zip(&found).map(|(v, f)| f.map_or(*v, |(x, _)| x)).collect();
         let factor: f64 = found.iter().flatten().map(|(_, c)| c).product();
         let product = site.push(site.op.prim.clone(), operands, vec![ty.clone()])[0];
-        let id = cx.add_const(ConstData::splat(DType::F32, Vec::new(), Scalar::Float(factor)));
-        let scalar = TensorType::new(DType::F32, Vec::new());
-        let factor = site.push(Prim::Const(id), Vec::new(), vec![scalar])[0];
-        let prim = Prim::Broadcast { shape: ty.shape.clone(), dims: Vec::new() };
-        let factor = site.push(prim, vec![factor], vec![ty.clone()])[0];
+        let factor = site.scalar(cx, DType::F32, Scalar::Float(factor));
+        let factor = site.broadcast(factor, &ty);
         Ok(Some(site.push(Prim::Binary(BinaryOp::Mul), vec![product, factor], vec![ty])))
     }
 }

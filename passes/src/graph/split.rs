@@ -9,10 +9,9 @@
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
-use crate::winograd::Form;
 use ir::prim::{Monoid, Prim};
 use ir::target::TargetDesc;
-use ir::{DType, Dim, Module, Symbols, TensorType, ValueId};
+use ir::{DType, Dim, Module, Symbols, ValueId};
 
 /// The least block of a GPU has this many rows and columns, and is not used for fewer than `LEAST`.
 const TILE: i64 = 32;
@@ -26,19 +25,18 @@ const WARP_STEPS: i64 = 64;
 /// Parts are whole numbers of such steps, which are staged together.
 const STEP: i64 = 8;
 
-/// Splits contractions and convolutions whose tiles are fewer than the multiprocessors of `target`. `winograd`:
-/// convolutions may get other forms later, which are left alone.
-pub fn split_products(module: &mut Module, target: &TargetDesc, winograd: bool, fuel: &Fuel) -> Result<()> {
+/// Splits contractions and convolutions whose tiles are fewer than the multiprocessors of `target`; convolutions that get
+/// another form later are left alone.
+pub fn split_products(module: &mut Module, target: &TargetDesc, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
     let units = (target.threads / 16).max(1) as i64;
-    rewrite(module, &mut Split { symbols, units, winograd }, fuel)
+    rewrite(module, &mut Split { symbols, units }, fuel)
 }
 
 struct Split {
     symbols: Symbols,
     /// Multiprocessors.
     units: i64,
-    winograd: bool,
 }
 
 impl Rule for Split {
@@ -101,16 +99,16 @@ impl Split {
             shape.splice(axis..=axis, [Dim::from(n), Dim::from(length / n)]);
             Prim::Reshape { shape }
         };
-        let x = self.push(cx, site, cut(&left, a), vec![x])?;
-        let w = self.push(cx, site, cut(&right, b), vec![w])?;
+        let x = site.op(cx, &self.symbols, cut(&left, a), vec![x])?;
+        let w = site.op(cx, &self.symbols, cut(&right, b), vec![w])?;
         // axes behind the one that was cut are one further; the parts are the last batch
         let moved = |i: usize, axis: usize| if i > axis { i + 1 } else { i };
         let mut pairs: Vec<(usize, usize)> = batch.iter().map(|p| (moved(p.0, a), moved(p.1, b))).collect();
         pairs.push((a, b));
         let prim = Prim::Contract { batch: pairs, reduce: vec![(a + 1, b + 1)], acc: DType::F32 };
-        let parts = self.push(cx, site, prim, vec![x, w])?;
+        let parts = site.op(cx, &self.symbols, prim, vec![x, w])?;
         let sum = Prim::Reduce { monoid: Monoid::Sum, axes: vec![batch.len()] };
-        Ok(Some(vec![self.push(cx, site, sum, vec![parts])?]))
+        Ok(Some(vec![site.op(cx, &self.symbols, sum, vec![parts])?]))
     }
 
     fn convolution(
@@ -124,9 +122,7 @@ impl Split {
         let (Some(co), Some(ci)) = (weights[0].as_const(), weights[1].as_const()) else { return Ok(None) };
         let taps = self.likely(&weights[2..]);
         let (prim, from, kernel, to) = (&site.op.prim, site.ty(x), site.ty(w), &site.types[0]);
-        let tiled = Form::of(prim, kernel, to, &self.symbols).is_some()
-            || Form::overlapping(prim, from, kernel, to, &self.symbols).is_some();
-        if self.winograd && tiled || crate::col2im::pays(prim, from, kernel, to) {
+        if crate::forms::of(prim, [from, kernel, to], &self.symbols).is_some() {
             return Ok(None);
         }
         let places = self.likely(&out[..1]).saturating_mul(self.likely(&out[2..]));
@@ -135,31 +131,18 @@ impl Split {
         let mut shape = weights.clone();
         shape.splice(1..2, [Dim::from(n), Dim::from(ci / n)]);
         let rank = shape.len();
-        let w = self.push(cx, site, Prim::Reshape { shape }, vec![w])?;
+        let w = site.op(cx, &self.symbols, Prim::Reshape { shape }, vec![w])?;
         let perm = [1, 0].into_iter().chain(2..rank).collect();
-        let w = self.push(cx, site, Prim::Transpose { perm }, vec![w])?;
+        let w = site.op(cx, &self.symbols, Prim::Transpose { perm }, vec![w])?;
         let mut shape = weights;
         (shape[0], shape[1]) = (Dim::from(n * co), Dim::from(ci / n));
-        let w = self.push(cx, site, Prim::Reshape { shape }, vec![w])?;
+        let w = site.op(cx, &self.symbols, Prim::Reshape { shape }, vec![w])?;
         let prim = Prim::Convolve { window, groups: n as usize, acc: DType::F32 };
-        let y = self.push(cx, site, prim, vec![x, w])?;
+        let y = site.op(cx, &self.symbols, prim, vec![x, w])?;
         let mut shape = out;
         shape.splice(1..2, [Dim::from(n), Dim::from(co)]);
-        let y = self.push(cx, site, Prim::Reshape { shape }, vec![y])?;
+        let y = site.op(cx, &self.symbols, Prim::Reshape { shape }, vec![y])?;
         let sum = Prim::Reduce { monoid: Monoid::Sum, axes: vec![1] };
-        Ok(Some(vec![self.push(cx, site, sum, vec![y])?]))
-    }
-
-    fn push(
-        &self,
-        cx: &mut Shared<'_>,
-        site: &mut Site<'_>,
-        prim: Prim,
-        operands: Vec<ValueId>,
-    ) -> Result<ValueId> {
-        let types: Vec<TensorType> = operands.iter().map(|v| site.ty(*v).clone()).collect();
-        let types: Vec<&TensorType> = types.iter().collect();
-        let results = ir::infer::infer(&prim, &types, &[], cx.consts, &self.symbols)?;
-        Ok(site.push(prim, operands, results)[0])
+        Ok(Some(vec![site.op(cx, &self.symbols, sum, vec![y])?]))
     }
 }

@@ -1,10 +1,8 @@
 //! Tiles of the output: each reads what its places need, with the neighbours' elements.
 
-use super::{Form, Parts, Result, Site, store_all};
+use super::{Form, Parts, Result, Site};
 use crate::group::Temp;
 use crate::kernels::{Build, KernelUnit};
-use crate::pull::bounds_guards;
-use ir::dtype::Scalar;
 use ir::kernel::{Guard, Stmt};
 use ir::prim::Combine;
 
@@ -14,27 +12,9 @@ pub fn build(b: &Build, site: Site, form: Form, temps: &mut Vec<Temp>) -> Result
     let g = b.unit.graph;
     let out = &g[site.conv].ty.shape;
     let parts = Parts::new(b, site, form, &out[2..], temps);
-    let mut units = vec![parts.weights(false)?];
-
-    // input: B' d B
-    let mut p = b.puller();
-    let (axes, at) = parts.axes(&mut p, ("c", &parts.ci));
-    let mut elements = Vec::new();
-    for i in 0..form.read() {
-        for j in 0..form.read() {
-            let index = vec![at.n.clone(), at.c.clone(), at.row(i), at.col(j)];
-            let guards = bounds_guards(&index, &g[site.x].ty.shape);
-            elements.push(p.pull_guarded(site.x, index, &guards, Scalar::Float(0.0))?);
-        }
-    }
-    let values = parts.transforms.input.both_ways(&mut p, &elements);
-    let place = [at.tile, at.c];
-    let stores = store_all(&mut p, parts.v, &parts.shape_v(), &values, &place);
-    let mut unit = b.finish(p, axes, stores)?;
-    unit.kernel.name = "winograd_input".into();
-    units.push(unit);
-
-    units.push(parts.products()?);
+    // B' d B of what the places of a tile read
+    let mut units =
+        vec![parts.weights(false)?, parts.input(form.read(), &parts.transforms.input)?, parts.products()?];
 
     // output: A' m A, and the epilogue at each place
     let mut p = b.puller();

@@ -18,12 +18,12 @@ pub use overlap::build as build_overlapping;
 
 use crate::group::Temp;
 use crate::kernels::{Build, KernelUnit};
-use crate::pull::{PullError, Puller};
+use crate::pull::{PullError, Puller, bounds_guards};
 use ir::dtype::Scalar;
 use ir::kernel::{Access, Axis, Expr, ExprId, Stmt};
 use ir::prim::{BinaryOp, Monoid};
 use ir::{DType, Dim, TensorType, ValueId};
-use transform::Transforms;
+use transform::{Matrix, Transforms};
 
 type Result<T> = std::result::Result<T, PullError>;
 
@@ -123,6 +123,26 @@ impl<'b, 'a> Parts<'b, 'a> {
         let mut unit = self.b.finish(p, axes, stores)?;
         unit.init = true;
         unit.kernel.name = "winograd_weights".into();
+        Ok(unit)
+    }
+
+    /// The transform of all tiles of `size` x `size` elements of the input.
+    fn input(&self, size: i64, transform: &Matrix) -> Result<KernelUnit> {
+        let input = &self.b.unit.graph[self.site.x].ty.shape;
+        let mut p = self.b.puller();
+        let (axes, at) = self.axes(&mut p, ("c", &self.ci));
+        let mut elements = Vec::new();
+        for i in 0..size {
+            for j in 0..size {
+                let index = vec![at.n.clone(), at.c.clone(), at.row(i), at.col(j)];
+                let guards = bounds_guards(&index, input);
+                elements.push(p.pull_guarded(self.site.x, index, &guards, Scalar::Float(0.0))?);
+            }
+        }
+        let values = transform.both_ways(&mut p, &elements);
+        let stores = store_all(&mut p, self.v, &self.shape_v(), &values, &[at.tile, at.c]);
+        let mut unit = self.b.finish(p, axes, stores)?;
+        unit.kernel.name = "winograd_input".into();
         Ok(unit)
     }
 

@@ -4,11 +4,10 @@
 //! The same products as those of F(m x m, r x r), transposed: a tile of `m x m` elements and the `r x r` taps are
 //! polynomials, and `B [(G g G') * (A x A')] B'` are the coefficients of their product.
 
-use super::{Form, Parts, Result, Site, named_axes, store_all, temp};
+use super::{Form, Parts, Result, Site, named_axes, temp};
 use crate::group::Temp;
 use crate::index::simplify_guards;
 use crate::kernels::{Build, KernelUnit};
-use crate::pull::bounds_guards;
 use ir::dtype::Scalar;
 use ir::kernel::{Access, Expr, Guard, Stmt};
 use ir::prim::{Combine, Monoid, WindowDim};
@@ -30,26 +29,9 @@ pub fn build(
     let shape_z = [parts.count(), parts.squares(), parts.co.clone()];
     let z = temp(temps, shape_z.to_vec(), false);
     // element i meets tap k at place i + (taps - 1 - k) + pad - (taps - 1)
-    let mut units = vec![parts.weights(true)?];
-
-    // input: A x A'
-    let mut p = b.puller();
-    let (axes, at) = parts.axes(&mut p, ("c", &parts.ci));
-    let mut elements = Vec::new();
-    for i in 0..form.tile {
-        for j in 0..form.tile {
-            let index = vec![at.n.clone(), at.c.clone(), at.row(i), at.col(j)];
-            let guards = bounds_guards(&index, input);
-            elements.push(p.pull_guarded(site.x, index, &guards, Scalar::Float(0.0))?);
-        }
-    }
-    let values = parts.transforms.output.transposed().both_ways(&mut p, &elements);
-    let stores = store_all(&mut p, parts.v, &parts.shape_v(), &values, &[at.tile, at.c]);
-    let mut unit = b.finish(p, axes, stores)?;
-    unit.kernel.name = "winograd_input".into();
-    units.push(unit);
-
-    units.push(parts.products()?);
+    // A x A' of the elements of a tile
+    let spread = parts.transforms.output.transposed();
+    let mut units = vec![parts.weights(true)?, parts.input(form.tile, &spread)?, parts.products()?];
 
     // contributions: B m B'
     let mut p = b.puller();
