@@ -130,10 +130,9 @@ fn max_pool_with_indices(cx: &mut NodeCx, p: &Pool) -> OpResult {
     let number = cx.b.select(hit, number, none)?;
     let first = cx.b.reduce(Monoid::Min, number, &taps, true)?;
     let first = cx.b.rem(first, none)?;
-    flat_positions(cx, p, &shape, first).and_then(|at| {
-        let size = [&shape[..2], &p.out].concat();
-        Ok([values, cx.b.reshape(at, &size)?].into())
-    })
+    let at = flat_positions(cx, p, &shape, first)?;
+    let size = [&shape[..2], &p.out].concat();
+    Ok([values, cx.b.reshape(at, &size)?].into())
 }
 
 /// The shape [1, 1, ..] of windows with this size of outputs and taps in dim `i` alone.
