@@ -219,7 +219,14 @@ impl<'a> Cursor<'a> {
         loop {
             let mut term = self.dim_factor(atom, depth)?;
             while self.eat("*") {
-                term = term * self.dim_factor(atom, depth)?;
+                let start = *self;
+                let factor = self.dim_factor(atom, depth)?;
+                // what is printed has no products of sums; those of a text may not grow without bound
+                let sums = [&term, &factor].iter().any(|d| d.terms().len() > 1);
+                if sums && !(term.is_small() && factor.is_small()) {
+                    return Err(start.error(format!("a product of sums of over {} terms", Dim::MAX_ATOMS)));
+                }
+                term = term * factor;
             }
             sum = if negative { sum - term } else { sum + term };
             negative = match () {
@@ -430,6 +437,18 @@ mod tests {
         assert_eq!(c.float().unwrap(), -2.5e-3);
         assert_eq!(c.string().unwrap(), "a\"A");
         assert!(c.at_end());
+    }
+
+    #[test]
+    fn products_of_sums_are_bounded() {
+        let of = |count: usize| {
+            let text = vec!["(a + b + c + d)"; count].join(" * ");
+            let mut atom = |n: &str| Some(Atom::Sym(Sym(u32::from(n.as_bytes()[0]))));
+            Cursor::new(&text).dim(&mut atom).map(|d| d.terms().len())
+        };
+        assert_eq!(of(3).unwrap(), 20);
+        let e = of(60).unwrap_err().to_string();
+        assert!(e.contains("a product of sums of over 256 terms"), "{e}");
     }
 
     #[test]
