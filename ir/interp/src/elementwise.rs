@@ -80,7 +80,8 @@ fn float_function(op: UnaryOp) -> Option<fn(f64) -> f64> {
         UnaryOp::Sinh => libm::sinh,
         UnaryOp::Cosh => libm::cosh,
         UnaryOp::Asinh => libm::asinh,
-        UnaryOp::Acosh => libm::acosh,
+        // libm's has values below 1, where there are none
+        UnaryOp::Acosh => |x| if x < 1.0 { f64::NAN } else { libm::acosh(x) },
         UnaryOp::Atanh => libm::atanh,
         UnaryOp::Tanh => libm::tanh,
         UnaryOp::Erf => libm::erf,

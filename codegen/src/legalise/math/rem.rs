@@ -48,10 +48,15 @@ impl Math<'_> {
         let t = self.ldexp(b, k);
         let q = self.div(r, t);
         let q = self.trunc(q);
-        let (p, e) = self.two_prod(q, t);
-        let d = self.sub(r, p);
+        // the quotient may have been rounded up to an integer: its product with the divisor then exceeds the dividend, and
+        // so that it does not exceed the largest number, both are halved near that
+        let large = self.cmp_c(CmpOp::Ge, r, 2f64.powi(1022));
+        let part = self.sel_c(large, 0.5, one);
+        let (dividend, divisor) = (self.mul(r, part), self.mul(t, part));
+        let (p, e) = self.two_prod(q, divisor);
+        let d = self.sub(dividend, p);
         let d = self.sub(d, e);
-        // the quotient may have been rounded up to an integer
+        let d = self.div(d, part);
         let below = self.cmp_c(CmpOp::Lt, d, 0.0);
         let up = self.add(d, t);
         let d = self.sel(below, up, d);

@@ -287,16 +287,22 @@ fn two_operands() {
 #[test]
 fn remainders_of_numbers_far_apart() {
     let least = f64::from_bits(1);
-    let (x, y): (Vec<f64>, Vec<f64>) = [f64::MAX, -f64::MAX, 1e308, -1.5, f64::MIN_POSITIVE]
+    let close = [0.3, 3.0, 7.0, 1e16, 1e290, f64::MAX / 3.0, f64::MAX / 1.0000001, f64::MAX];
+    let far = [least, -3.0 * least, f64::MIN_POSITIVE, 1e-300];
+    let below = (0..8).map(|i| f64::from_bits(f64::MAX.to_bits() - i));
+    let (x, y): (Vec<f64>, Vec<f64>) = [-f64::MAX, 1e308, 2f64.powi(1022), -1.5, f64::MIN_POSITIVE]
         .into_iter()
-        .flat_map(|x| [least, -3.0 * least, f64::MIN_POSITIVE, 1e-300, 0.3, f64::MAX].map(|y| (x, y)))
+        .chain(below)
+        .flat_map(|x| close.into_iter().chain(far).map(move |y| (x, y)))
         .cycle()
-        .take(10 * WIDTH as usize)
+        .take(40 * WIDTH as usize)
         .unzip();
     let f = function(DType::F64, |b, x, y| b.binary(BinaryOp::Rem, x, y));
-    let got = run(&f, &target(512, true), DType::F64, &x, &y);
-    for ((x, y), got) in x.iter().zip(&y).zip(got) {
-        assert_eq!(got.to_bits(), (x % y).to_bits(), "{x:e} rem {y:e}: {got:e}");
+    for has_fma in [true, false] {
+        let got = run(&f, &target(512, has_fma), DType::F64, &x, &y);
+        for ((x, y), got) in x.iter().zip(&y).zip(got) {
+            assert_eq!(got.to_bits(), (x % y).to_bits(), "{x:e} rem {y:e}: {got:e}");
+        }
     }
 }
 
