@@ -178,6 +178,7 @@ fn the_first_failed_check_is_reported() {
                 let mut case = table_case("check", func, |i| i);
                 case.syms = vec![limit];
                 case.status = status;
+                case.failures = (limit..case.trip).map(|i| (status.0, i, limit)).collect();
                 case
             })
             .into()

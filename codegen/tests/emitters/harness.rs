@@ -22,8 +22,10 @@ pub struct Case {
     pub range: (i64, i64),
     /// Iterations of the parallel loop.
     pub trip: i64,
-    /// Flag, value and limit. Where several iterations fail, those of the first one; on a GPU any may be reported.
+    /// Flag, value and limit. Where several iterations fail, those of the first one.
     pub status: (i64, i64, i64),
+    /// Those of all iterations that fail, where there are several: on a GPU any may be reported.
+    pub failures: Vec<(i64, i64, i64)>,
     pub near: Near,
     /// By operand, the first one in whose memory it lies (on a GPU; the host gives each its own).
     pub place: Vec<usize>,
@@ -50,7 +52,8 @@ impl Case {
         let (range, status) = ((0, trip), (0, 0, 0));
         let place = (0..bufs.len()).collect();
         let near = Near::default();
-        Case { label, func, bufs, syms: Vec::new(), expect, range, trip, status, near, place }
+        let (syms, failures) = (Vec::new(), Vec::new());
+        Case { label, func, bufs, syms, expect, range, trip, status, failures, near, place }
     }
 }
 

@@ -21,7 +21,7 @@ pub enum Operands {
     Random,
     /// Integers are 0 to 2: indices that fit almost everywhere.
     Small,
-    /// Many equal elements, both zeros, infinities, NaN, values so large that sums and exponentials overflow; integers
+    /// Many equal elements and nearly equal ones, both zeros, infinities, NaN, values so large that sums and exponentials overflow; integers
     /// are -1 to 3.
     Special,
     /// Integers are 0 to 64: some are at the limits of indices.
@@ -154,8 +154,14 @@ impl Call {
         let good = status == Status::Ok;
         let expect = want.into_iter().zip(&self.func.bufs).map(|(w, b)| (good && b.writable).then_some(w));
         let mut case = Case::new(&self.label, self.func.clone(), bufs, expect.collect(), self.trip);
-        if let Status::Failed { origin, value, limit } = status {
-            case.status = (i64::from(origin.0) + 1, value, limit);
+        let said = |status| match status {
+            Status::Failed { origin, value, limit } => Some((i64::from(origin.0) + 1, value, limit)),
+            _ => None,
+        };
+        if let Some(status) = said(status) {
+            case.status = status;
+            let alone = |i| execute(&self.func, &mut case.bufs.clone(), &self.syms, i, i + 1);
+            case.failures = (0..self.trip).filter_map(|i| said(alone(i).ok()?)).collect();
         }
         case.syms = self.syms.clone();
         case.place = self.place.clone();
@@ -231,7 +237,9 @@ fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8>
             DType::F16 => 2f64.powi(-24),
             _ => f64::from(f32::from_bits(1 << 16)),
         };
-        let special = [0.0, -0.0, 1.0, 1.0, -1.0, 0.5, 90.0, -90.0, smallest, -3.0 * smallest];
+        // doubles that differ in their lower words alone
+        let (above, below) = (1.0 + 2f64.powi(-40), -1.0 - 2f64.powi(-40));
+        let special = [0.0, -0.0, 1.0, 1.0, above, -1.0, below, 0.5, 90.0, -90.0, smallest, -3.0 * smallest];
         let large = [1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 65504.0];
         let one = |_| match rng.range(0, 15) {
             // most rows of a kernel should have no NaN
@@ -241,7 +249,8 @@ fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8>
         return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
     if kind == Operands::Negative && wide {
-        let one = |_| -1.0 - rng.range(0, 1 << 20) as f64 / f64::from(1 << 19);
+        // with digits in both words of a double
+        let one = |_| -1.0 - rng.range(0, 1 << 52) as f64 / 2f64.powi(51);
         return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
     let mut data = random_tensor(rng, dtype, vec![elems]).data.clone();

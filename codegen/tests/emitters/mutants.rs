@@ -228,5 +228,5 @@ fn mutants_are_caught() {
     let total = hits + survivors;
     println!("{hits} of {total} mutants caught: {caught:?}");
     println!("proved to do the same, and left out: {left_out:?}");
-    assert!(hits * 100 >= total * 93, "{hits} of {total} mutants caught");
+    assert!(hits * 100 >= total * 95, "{hits} of {total} mutants caught");
 }
