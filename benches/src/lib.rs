@@ -2,6 +2,7 @@
 
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::prim::WindowDim;
+use kernelsmith::ir::testing;
 use kernelsmith::ir::{DType, IrError, Module};
 
 /// `x f32[m, k] * w f32[k, n]` with a constant `w`, as in a linear layer.
@@ -29,11 +30,7 @@ pub fn convolution(ci: i64, co: i64, size: i64, kernel: i64) -> Result<Module, I
 pub fn softmax(rows: i64, cols: i64) -> Result<Module, IrError> {
     let mut b = Builder::new("softmax");
     let x = b.input("x", DType::F32, vec![rows.into(), cols.into()]);
-    let max = b.reduce_max(x, &[1], true)?;
-    let shifted = b.sub(x, max)?;
-    let e = b.exp(shifted)?;
-    let sum = b.reduce_sum(e, &[1], true)?;
-    let y = b.div(e, sum)?;
+    let y = testing::softmax(&mut b, x, 1)?;
     b.finish(&[("y".into(), y)])
 }
 

@@ -5,6 +5,7 @@ use interp::{Interp, Tolerance, compare};
 use ir::build::{Builder, V};
 use ir::prim::{Combine, Monoid, WindowDim};
 use ir::target::TargetDesc;
+use ir::testing;
 use ir::{DType, Dim, Module, Tensor};
 
 pub fn target() -> TargetDesc {
@@ -144,13 +145,7 @@ fn heads_split_without_division() {
 
 #[test]
 fn softmax_is_one_kernel() {
-    let p = check_f32(&[&[2, 3, 7]], |b, x| {
-        let max = b.reduce_max(x[0], &[2], true).unwrap();
-        let y = b.sub(x[0], max).unwrap();
-        let e = b.exp(y).unwrap();
-        let sum = b.reduce_sum(e, &[2], true).unwrap();
-        vec![b.div(e, sum).unwrap()]
-    });
+    let p = check_f32(&[&[2, 3, 7]], |b, x| vec![testing::softmax(b, x[0], 2).unwrap()]);
     assert_eq!(p.kernels.len(), 1, "{:?}", names(&p));
     assert_eq!(p.kernels[0].domain.len(), 2);
 }
@@ -186,11 +181,7 @@ fn attention() {
         let k = b.transpose(k, &[0, 1, 3, 2]).unwrap();
         let y = b.matmul(q, k).unwrap();
         let y = b.mul_scalar(y, 0.5).unwrap();
-        let max = b.reduce_max(y, &[3], true).unwrap();
-        let y = b.sub(y, max).unwrap();
-        let e = b.exp(y).unwrap();
-        let sum = b.reduce_sum(e, &[3], true).unwrap();
-        let p = b.div(e, sum).unwrap();
+        let p = testing::softmax(b, y, 3).unwrap();
         let y = b.matmul(p, v).unwrap();
         let y = b.transpose(y, &[0, 2, 1, 3]).unwrap();
         vec![b.reshape(y, &[n, s, Dim::from(12)]).unwrap()]

@@ -3,6 +3,7 @@
 
 use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::Builder;
+use kernelsmith::ir::testing;
 use kernelsmith::ir::{DType, Dim, Module, Tensor};
 use kernelsmith::runtime::Context;
 use kernelsmith::{CompileOptions, Compiled, DeviceChoice, StateSpec, arrays, compile_module, compiled};
@@ -27,11 +28,7 @@ fn step() -> Module {
     let (q, k) = (b.transpose(new, &[1, 0, 2]).unwrap(), b.transpose(keys, &[1, 0, 2]).unwrap());
     let kt = b.transpose(k, &[0, 2, 1]).unwrap();
     let scores = b.matmul(q, kt).unwrap();
-    let max = b.reduce_max(scores, &[2], true).unwrap();
-    let shifted = b.sub(scores, max).unwrap();
-    let e = b.exp(shifted).unwrap();
-    let sum = b.reduce_sum(e, &[2], true).unwrap();
-    let p = b.div(e, sum).unwrap();
+    let p = testing::softmax(&mut b, scores, 2).unwrap();
     let out = b.matmul(p, k).unwrap();
     let before = b.reduce_sum(cache, &[0], false).unwrap();
     b.finish(&[("out".into(), out), ("present".into(), keys), ("before".into(), before)]).unwrap()

@@ -2,6 +2,7 @@
 
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::host::Lowered;
+use kernelsmith::ir::testing;
 use kernelsmith::ir::{DType, Module, Tensor};
 use kernelsmith::passes::schedule::tuned::{Question, Tuned, neighbours, question};
 use kernelsmith::passes::schedule::{choose, form_for};
@@ -20,11 +21,7 @@ fn module() -> Module {
     let bias = b.random_constant(DType::F32, &[70], 2, 0.0, 0.3).unwrap();
     let y = b.matmul(x, w).unwrap();
     let y = b.add(y, bias).unwrap();
-    let max = b.reduce_max(y, &[1], true).unwrap();
-    let y = b.sub(y, max).unwrap();
-    let e = b.exp(y).unwrap();
-    let sum = b.reduce_sum(e, &[1], true).unwrap();
-    let y = b.div(e, sum).unwrap();
+    let y = testing::softmax(&mut b, y, 1).unwrap();
     b.finish(&[("y".into(), y)]).unwrap()
 }
 

@@ -32,6 +32,15 @@ pub const ALL_PRIMITIVES: &[&str] = &[
     "contract", "convolve", "sort", "top_k", "compact", "if", "loop", "call",
 ];
 
+/// The softmax of `x` along `axis`, as exporters without a softmax write it.
+pub fn softmax(b: &mut Builder, x: V, axis: usize) -> crate::Result<V> {
+    let most = b.reduce_max(x, &[axis], true)?;
+    let below = b.sub(x, most)?;
+    let e = b.exp(below)?;
+    let sum = b.reduce_sum(e, &[axis], true)?;
+    b.div(e, sum)
+}
+
 /// SplitMix64: small, fast, the same everywhere.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);

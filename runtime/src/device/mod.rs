@@ -201,6 +201,7 @@ pub trait BinaryStore: Send + Sync {
 
 /// A stream of the caller (`CUstream`), on which runs take their turn with the caller's own work.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read by devices that have streams"))]
 pub struct CallerStream(*mut c_void);
 
 // SAFETY: a handle of the driver, which any thread may use.
