@@ -5,7 +5,7 @@
 //! [`launch`] runs it over [`DeviceMemory`] under a [`Config`] that chooses the order of warps, the landing of
 //! asynchronous copies and the checks. Faults name kernel, line, warp, lane and address ([`Fault`]).
 //! [`mutate`] breaks correct kernels on purpose, to measure what the checks and tests catch; [`dataflow`] tells which
-//! of that cannot make a difference.
+//! of that cannot make a difference. [`golden`] writes launches down, for a device to repeat.
 //!
 //! The references (§) are to the PTX ISA manual, version 8.8.
 
@@ -14,6 +14,7 @@ pub mod dataflow;
 mod decode;
 mod exec;
 mod fault;
+pub mod golden;
 mod mem;
 mod module;
 pub mod mutate;

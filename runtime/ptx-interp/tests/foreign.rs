@@ -21,7 +21,7 @@ fn everywhere(
     for config in Config::adversarial(17) {
         let mut d = Device::new(text).unwrap_or_else(|e| panic!("{kernel}: {e}"));
         run(&mut d, &mut |d, params| {
-            let Device { memory, module } = d;
+            let Device { memory, module, .. } = d;
             let launched =
                 Module::run(module, memory, &config, kernel, grid, [128, 1, 1], SHARED, params.as_slice());
             launched.unwrap_or_else(|e| panic!("{kernel}, {config:?}: {e}"));

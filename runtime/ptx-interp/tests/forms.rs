@@ -4,6 +4,7 @@
 mod support;
 
 use kernelsmith_ptx_interp::assemble::Ptxas;
+use kernelsmith_ptx_interp::golden::{self, Argument, Buffer, Case, Compare, Float};
 use kernelsmith_ptx_interp::{Config, Params};
 use support::*;
 
@@ -451,15 +452,115 @@ fn texts(forms: &[Form]) -> Vec<String> {
         .collect()
 }
 
+/// Within what a device may be off by the PTX ISA (§9.7.3, §9.7.4): relative to the result, and absolute.
+const DEVICE_ERRORS: [(&str, f64, f64); 12] = [
+    // 2 ulp
+    ("div.approx.f32", 2.4e-7, 3e-45),
+    ("div.full.f32", 2.4e-7, 3e-45),
+    // 1 ulp; 2^-22.9; 2^-23 in the manual, measured as 1 ulp
+    ("rcp.approx.f32", 1.3e-7, 3e-45),
+    ("rsqrt.approx.f32", 1.5e-7, 0.0),
+    ("sqrt.approx.f32", 1.3e-7, 3e-45),
+    // 2^-22, and of the logarithm near 1 an absolute one
+    ("ex2.approx.f32", 2.4e-7, 3e-45),
+    ("lg2.approx.f32", 2.4e-7, 2.4e-7),
+    // 2^-14.7 up to 100 pi
+    ("sin.approx.f32", 0.0, 3.8e-5),
+    ("cos.approx.f32", 0.0, 3.8e-5),
+    // 2^-11, 2^-10.987, 2^-9.9
+    ("tanh.approx.f32", 4.9e-4, 0.0),
+    ("tanh.approx.f16x2", 0.0, 5e-4),
+    ("ex2.approx.f16", 1.1e-3, 6e-8),
+];
+
+impl Form {
+    fn opcode(&self) -> &str {
+        self.body.split(' ').next().expect("an instruction")
+    }
+
+    /// How results of a device are compared: payloads of NaNs are open, and so are errors of approximations.
+    fn on_device(&self) -> Compare {
+        let mut words = self.opcode().split('.');
+        let operation = words.next().expect("an operation");
+        let format = match words.find_map(|w| match w {
+            "f16" | "f16x2" => Some(Some(Float::F16)),
+            "bf16" | "bf16x2" => Some(Some(Float::Bf16)),
+            "f32" => Some(Some(Float::F32)),
+            "f64" => Some(Some(Float::F64)),
+            "tf32" => Some(Some(Float::Tf32)),
+            // the first type of a conversion is that of its result
+            _ => (operation == "cvt" && w.starts_with(['s', 'u', 'e']) && w.ends_with(char::is_numeric))
+                .then_some(None),
+        }) {
+            Some(Some(format)) if !self.result.starts_with("%p") => format,
+            _ => return Compare::Bits(8),
+        };
+        if let Some((_, relative, absolute)) = DEVICE_ERRORS.iter().find(|(of, ..)| *of == self.opcode()) {
+            return Compare::close(format, *relative, *absolute);
+        }
+        let any_zero = self.opcode().contains(".sat");
+        Compare::Float { format, relative: 0.0, absolute: 0.0, any_zero }
+    }
+
+    /// The PTX ISA does not say what comes out.
+    fn open(&self, x: u64, y: u64) -> bool {
+        let words: Vec<&str> = self.opcode().split('.').collect();
+        match words[..] {
+            ["div" | "rem", "s32" | "u32"] => u(y) == 0,
+            ["div" | "rem", "s64" | "u64"] => y == 0,
+            ["div", "approx", "f32"] => {
+                f(y) != 0.0 && f(y).is_finite() && !(2f32.powi(-126)..=2f32.powi(126)).contains(&f(y).abs())
+            }
+            ["sin" | "cos", "approx", "f32"] => f(x).is_finite() && f(x).abs() > 314.0,
+            _ => false,
+        }
+    }
+}
+
+/// Writes the forms down for a device: all operands in one launch.
+fn keep(text: &str, forms: &[Form], operands: &[Vec<u64>; 3]) {
+    let bytes = |v: &[u64]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let [x, y, z] = operands;
+    let n = x.len();
+    let mut cases = Vec::new();
+    for (i, form) in forms.iter().enumerate() {
+        let want: Vec<u64> = (0..n).map(|l| (form.expect)(x[l], y[l], z[l])).collect();
+        let compare = form.on_device();
+        let elements = match compare {
+            Compare::Bits(size) => 8 / size,
+            Compare::Float { format, .. } => 8 / format.bytes(),
+        };
+        let open = (0..n).filter(|l| form.open(x[*l], y[*l]));
+        let open = open.flat_map(|l| (0..elements).map(move |e| l * elements + e)).collect();
+        let out = Buffer { before: vec![0; 8 * n], after: vec![bytes(&want)], compare, open };
+        let buffers = operands.iter().map(|v| Buffer::kept(bytes(v))).chain([out]).collect();
+        cases.push(Case {
+            name: form.body.into(),
+            group: form.body.into(),
+            entry: format!("k{i}"),
+            grid: [1, 1, 1],
+            block: [n as u32, 1, 1],
+            dynamic_shared: 0,
+            arguments: (0..4).map(|b| Argument::Address(b, 0)).collect(),
+            buffers,
+        });
+    }
+    golden::write("forms", text, &cases);
+}
+
 fn check(forms: Vec<Form>) {
     let header = if forms.iter().any(|f| f.sm90) { HEADER_90 } else { HEADER };
     let mut rng = Random(7);
     let text = header.to_string() + &texts(&forms).concat();
     let mut device = Device::new(&text).unwrap();
     let mut wrong = Vec::new();
+    let mut operands = [const { Vec::new() }; 3];
     for round in 0..8 {
         let inputs: Vec<Vec<u64>> =
             (0..3).map(|_| (0..32).map(|_| interesting(&mut rng)).collect()).collect();
+        for (all, v) in operands.iter_mut().zip(&inputs) {
+            all.extend_from_slice(v);
+        }
         let at: Vec<u64> = inputs.iter().map(|v| device.upload_u64(v)).collect();
         for (i, form) in forms.iter().enumerate() {
             let out = device.upload_u64(&[0; 32]);
@@ -481,10 +582,11 @@ fn check(forms: Vec<Form>) {
                     break;
                 }
             }
-            device.memory.free(out);
+            device.free(out);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    keep(&text, &forms, &operands);
 }
 
 #[test]

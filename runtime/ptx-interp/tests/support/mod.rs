@@ -1,24 +1,40 @@
 //! What the tests share: devices, random numbers, and kernels around single instructions.
 #![allow(dead_code)]
 
+use kernelsmith_ptx_interp::golden::{self, Argument, Buffer, Case, Compare};
 use kernelsmith_ptx_interp::{Config, Counters, DeviceMemory, Error, Module, Params};
 
 /// A device with one module.
 pub struct Device {
     pub memory: DeviceMemory,
     pub module: Module,
+    /// Addresses and sizes of what was uploaded or allocated.
+    buffers: Vec<(u64, usize)>,
+    /// The last launch, where it is wanted (`golden::directory`).
+    pub launched: Option<Case>,
 }
 
 impl Device {
     pub fn new(text: &str) -> Result<Device, Error> {
         let mut memory = DeviceMemory::new();
         let module = Module::load(text, &mut memory)?;
-        Ok(Device { memory, module })
+        Ok(Device { memory, module, buffers: Vec::new(), launched: None })
+    }
+
+    pub fn alloc(&mut self, bytes: usize) -> u64 {
+        let at = self.memory.alloc(bytes);
+        self.buffers.push((at, bytes));
+        at
+    }
+
+    pub fn free(&mut self, at: u64) {
+        self.memory.free(at);
+        self.buffers.retain(|(a, _)| *a != at);
     }
 
     /// Uploads bytes; gives their address.
     pub fn upload(&mut self, bytes: &[u8]) -> u64 {
-        let at = self.memory.alloc(bytes.len());
+        let at = self.alloc(bytes.len());
         self.memory.write(at, bytes).unwrap();
         at
     }
@@ -53,7 +69,52 @@ impl Device {
         block: u32,
         params: &Params,
     ) -> Result<Counters, Error> {
-        self.module.run(&mut self.memory, config, kernel, [grid, 1, 1], [block, 1, 1], 0, params.as_slice())
+        self.launch(config, kernel, [grid, 1, 1], [block, 1, 1], params)
+    }
+
+    pub fn launch(
+        &mut self,
+        config: &Config,
+        kernel: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        params: &Params,
+    ) -> Result<Counters, Error> {
+        let before = golden::directory().map(|_| self.contents());
+        let params = params.as_slice();
+        let counters = self.module.run(&mut self.memory, config, kernel, grid, block, 0, params)?;
+        if let Some(before) = before {
+            let program = self.module.kernel(kernel)?;
+            let argument = |bytes: &[u8]| {
+                let is = |(at, _): &(u64, usize)| at.to_le_bytes() == bytes;
+                match self.buffers.iter().position(is) {
+                    Some(buffer) => Argument::Address(buffer, 0),
+                    None => Argument::Value(bytes.to_vec()),
+                }
+            };
+            let of = |offset: u32, bytes: u32| &params[offset as usize..][..bytes as usize];
+            let arguments = program.params.iter().map(|p| argument(of(p.offset, p.bytes))).collect();
+            let buffers = before.into_iter().zip(self.contents()).map(|(b, a)| Buffer::exact(b, a));
+            let (name, entry) = (kernel.to_string(), kernel.to_string());
+            let (group, buffers) = (name.clone(), buffers.collect());
+            self.launched =
+                Some(Case { name, group, entry, grid, block, dynamic_shared: 0, arguments, buffers });
+        }
+        Ok(counters)
+    }
+
+    fn contents(&self) -> Vec<Vec<u8>> {
+        self.buffers.iter().map(|(at, n)| self.download(*at, *n)).collect()
+    }
+
+    /// Writes the last launch down for a device; of what it wrote, elements in `open` may be anything.
+    pub fn keep(&self, source: &str, name: &str, compare: Compare, open: &[usize]) {
+        let Some(case) = &self.launched else { return };
+        let mut case = Case { name: name.into(), group: name.into(), ..case.clone() };
+        for b in case.buffers.iter_mut().filter(|b| b.after[0] != b.before) {
+            (b.compare, b.open) = (compare, open.to_vec());
+        }
+        golden::write(source, self.module.source(), &[case]);
     }
 }
 
