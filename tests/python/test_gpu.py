@@ -1,5 +1,6 @@
-"""Tests of scripts/gpu: works as tapes, contests of processes, the table."""
+"""Tests of scripts/gpu: works as tapes, contests of processes, the table, how results of a device are compared."""
 
+import struct
 import sys
 import unittest
 from pathlib import Path
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "gpu"))
 
 import children  # noqa: E402
+import golden  # noqa: E402
 import works  # noqa: E402
 
 
@@ -82,6 +84,43 @@ class Works(unittest.TestCase):
         lines = works.encoder(1, 3, 8, 2, 1).ksg().splitlines()
         heads = [line.split()[1] for line in lines if line.startswith("const")]
         self.assertEqual(heads, [f"c{i}" for i in range(len(heads))])
+
+
+class Golden(unittest.TestCase):
+    def wrong(self, compare, want, got, skip=()):
+        return golden.Compared({"compare": compare, "open": list(skip)}, want, got).wrong
+
+    def test_bits(self):
+        self.assertEqual(self.wrong({"bits": 2}, b"\0\1\2\3\4\5", b"\0\1\2\7\4\6"), [1, 2])
+        self.assertEqual(self.wrong({"bits": 2}, b"\0\1\2\3\4\5", b"\0\1\2\7\4\6", [1]), [2])
+
+    def test_numbers(self):
+        f32s = lambda *x: struct.pack(f"<{len(x)}f", *x)
+        how = {"float": "f32", "relative": 0.0, "absolute": 0.0, "any_zero": False}
+        nan = struct.pack("<I", 0xFFC00001)
+        self.assertEqual(self.wrong(how, f32s(1.0) + nan, f32s(1.0, float("nan"))), [])
+        self.assertEqual(self.wrong(how, f32s(1.0, 2.0), f32s(1.0) + nan), [1])
+        self.assertEqual(self.wrong(how, f32s(0.0, float("inf")), f32s(-0.0, 3e38)), [0, 1])
+        near = how | {"relative": 1e-6, "any_zero": True}
+        self.assertEqual(self.wrong(near, f32s(0.0, 8.0, 8.0), f32s(-0.0, 8.000004, 8.00002)), [2])
+
+    def test_formats(self):
+        for form, one, next_one in [("f16", "003c", "013c"), ("bf16", "803f", "813f"), ("f64", "000000000000f03f", "010000000000f03f")]:
+            how = {"float": form, "relative": 0.0, "absolute": 0.0, "any_zero": False}
+            one, next_one = bytes.fromhex(one), bytes.fromhex(next_one)
+            self.assertEqual(golden.numbers(one, form), [1.0])
+            self.assertEqual(self.wrong(how, one + one, one + next_one), [1])
+        how = {"float": "tf32", "relative": 0.0, "absolute": 0.0, "any_zero": False}
+        self.assertEqual(self.wrong(how, bytes.fromhex("0000803f0000803f"), bytes.fromhex("ff1f803f0020803f")), [1])
+
+    def test_alternatives_and_guards(self):
+        buffer = {"before": 0, "after": [1, 2], "compare": {"bits": 1}, "open": []}
+        strings = [b"\0\0", b"\1\1", b"\2\2"]
+        memory = lambda inner, last=golden.GUARD: bytearray([golden.GUARD, *inner, last])
+        of = lambda after: golden.outcome({"buffers": [buffer]}, strings, [1], memory(b"\0\0"), after)
+        self.assertTrue(of(memory(b"\1\1"))["ok"] and of(memory(b"\2\2"))["ok"])
+        self.assertEqual(of(memory(b"\2\1"))["element"], 0)
+        self.assertIn("behind", of(memory(b"\1\1", 0))["said"])
 
 
 if __name__ == "__main__":

@@ -452,25 +452,27 @@ fn texts(forms: &[Form]) -> Vec<String> {
         .collect()
 }
 
-/// Within what a device may be off by the PTX ISA (§9.7.3, §9.7.4): relative to the result, and absolute.
+/// How far a device may be from the nearest number by the PTX ISA (§9.7.3, §9.7.4): relative to it, and absolute. Half an ulp
+/// of our rounding is part of it, and an absolute part is there for subnormal results. Written from memory of the manual: all
+/// but `div.full` are still to be compared with its text.
 const DEVICE_ERRORS: [(&str, f64, f64); 12] = [
     // 2 ulp
-    ("div.approx.f32", 2.4e-7, 3e-45),
-    ("div.full.f32", 2.4e-7, 3e-45),
-    // 1 ulp; 2^-22.9; 2^-23 in the manual, measured as 1 ulp
-    ("rcp.approx.f32", 1.3e-7, 3e-45),
-    ("rsqrt.approx.f32", 1.5e-7, 0.0),
-    ("sqrt.approx.f32", 1.3e-7, 3e-45),
+    ("div.approx.f32", 3e-7, 3e-45),
+    ("div.full.f32", 3e-7, 3e-45),
+    // 1 ulp, 2^-22.9, 2^-23
+    ("rcp.approx.f32", 1.8e-7, 3e-45),
+    ("rsqrt.approx.f32", 1.9e-7, 0.0),
+    ("sqrt.approx.f32", 1.8e-7, 3e-45),
     // 2^-22, and of the logarithm near 1 an absolute one
-    ("ex2.approx.f32", 2.4e-7, 3e-45),
-    ("lg2.approx.f32", 2.4e-7, 2.4e-7),
+    ("ex2.approx.f32", 3e-7, 3e-45),
+    ("lg2.approx.f32", 3e-7, 2.4e-7),
     // 2^-14.7 up to 100 pi
     ("sin.approx.f32", 0.0, 3.8e-5),
     ("cos.approx.f32", 0.0, 3.8e-5),
-    // 2^-11, 2^-10.987, 2^-9.9
-    ("tanh.approx.f32", 4.9e-4, 0.0),
-    ("tanh.approx.f16x2", 0.0, 5e-4),
-    ("ex2.approx.f16", 1.1e-3, 6e-8),
+    // 2^-11; 2^-10.987, absolute; 2^-9.9
+    ("tanh.approx.f32", 4.9e-4, 3e-45),
+    ("tanh.approx.f16x2", 0.0, 7.5e-4),
+    ("ex2.approx.f16", 1.6e-3, 1.2e-7),
 ];
 
 impl Form {
