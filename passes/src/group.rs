@@ -8,7 +8,7 @@
 
 use crate::error::{PassError, Result};
 use crate::facts::{Class, GraphFacts, class, expands, pieces, repeats, static_elems};
-use crate::forms::{self, Other};
+use crate::forms::{Forms, Other};
 use crate::kernels::{Build, KernelUnit};
 use crate::limits::{ALGORITHMS, FUSIONS, Fuel, HOMES};
 use crate::pull::{Home, PullError, Unit, locate};
@@ -46,7 +46,9 @@ pub struct Choices {
     /// Nodes that one expression may have.
     pub limit: usize,
     /// Sums in another order: Winograd's and other forms for the convolutions where they pay.
-    pub reassociate: bool,
+    pub forms: Option<Forms>,
+    /// For a GPU, which is filled by the domain of a kernel alone.
+    pub simt: bool,
 }
 
 /// What one graph executes, in order.
@@ -259,8 +261,9 @@ impl Planner<'_> {
                 let x = operand(0)?;
                 self.place(id, x, result, lo, &mut items)?;
                 if lo.iter().chain(hi).any(|d| !d.is_const(0)) {
-                    let border = self.build(id, &[], |b| b.border(result, x, lo, hi))?;
-                    items.push(Item::Kernel(border));
+                    let apart = self.choices.simt;
+                    let strips = self.build_all(id, &[], |b| b.border(result, x, lo, hi, apart))?;
+                    items.extend(strips.into_iter().map(Item::Kernel));
                 }
             }
             Prim::UpdateSlice { start } => {
@@ -285,7 +288,7 @@ impl Planner<'_> {
                 items.push(Item::Kernel(unit));
             }
             _ => {
-                let region = match self.choices.reassociate && !self.facts.constant[result.index()] {
+                let region = match self.choices.forms.is_some() && !self.facts.constant[result.index()] {
                     true => self.grow(id, &[result], &HashSet::new(), false),
                     false => HashSet::new(),
                 };
@@ -347,7 +350,8 @@ impl Planner<'_> {
         if !self.facts.constant[w.index()] {
             return None;
         }
-        let form = forms::of(&op.prim, [&g[x].ty, &g[w].ty, &g[conv].ty], self.unit.symbols)?;
+        let types = [&g[x].ty, &g[w].ty, &g[conv].ty];
+        let form = self.choices.forms?.best(&op.prim, types, self.unit.symbols)?;
         let padded = window.iter().any(|d| !d.pad_lo.is_const(0));
         let built = !(padded && matches!(form, Other::Tiles(_)));
         built.then_some((winograd::Site { conv, x, w, root }, (window.as_slice(), form)))
@@ -386,13 +390,24 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Grows a region from `seeds`, builds its kernels, and demands what they read.
+    /// As [`Self::build_all`], for one kernel.
     fn build(
         &mut self,
         op: OpId,
         seeds: &[ValueId],
         f: impl Fn(&Build) -> std::result::Result<KernelUnit, PullError>,
     ) -> Result<KernelUnit> {
+        let [unit] = self.build_all(op, seeds, |b| Ok([f(b)?]))?;
+        Ok(unit)
+    }
+
+    /// Grows a region from `seeds`, builds its kernels, and demands what they read.
+    fn build_all<U: AsMut<[KernelUnit]>>(
+        &mut self,
+        op: OpId,
+        seeds: &[ValueId],
+        f: impl Fn(&Build) -> std::result::Result<U, PullError>,
+    ) -> Result<U> {
         let g = self.unit.graph;
         let mut forced: HashSet<ValueId> = HashSet::new();
         let root_init = g[op].results.iter().all(|v| self.facts.constant[v.index()]);
@@ -410,7 +425,7 @@ impl Planner<'_> {
             };
             match f(&build) {
                 Ok(mut built) => {
-                    built.init = root_init;
+                    built.as_mut().iter_mut().for_each(|unit| unit.init = root_init);
                     // demand the values, not their homes: a home is demanded by its own op
                     self.demand_reads(&region);
                     seeds.iter().filter(|x| !region.contains(x)).for_each(|&v| self.demand(v));

@@ -177,48 +177,59 @@ impl<'a> Build<'a> {
     }
 
     /// Fills the border that a constant pad puts around its operand: per padded dim a strip before
-    /// and a strip after, within the interior of the dims before it. Dims before the first padded one
-    /// are the kernel's domain, all others axes of the stores.
-    pub fn border(&self, padded: ValueId, operand: ValueId, lo: &[Dim], hi: &[Dim]) -> Result<KernelUnit> {
+    /// and a strip after, within the interior of the dims before it. In one kernel, whose domain are the dims before
+    /// the first padded one and whose stores have all others as axes; or `apart`, each in a kernel over its elements.
+    pub fn border(
+        &self,
+        padded: ValueId,
+        operand: ValueId,
+        lo: &[Dim],
+        hi: &[Dim],
+        apart: bool,
+    ) -> Result<Vec<KernelUnit>> {
         let g = self.unit.graph;
         let (outer, inner) = (&g[padded].ty.shape, &g[operand].ty.shape);
         let is_padded = |d: usize| !lo[d].is_const(0) || !hi[d].is_const(0);
         let rank = outer.len();
         let first = (0..rank).find(|&d| is_padded(d)).unwrap_or(rank).min(1);
-        let mut p = self.puller();
-        let (domain, lead) = Self::root_axes(&mut p, &outer[..first]);
-        let value = match g[self.op].operands.get(1) {
-            Some(&f) => p.pull(f, Vec::new())?,
-            None => {
-                let dtype = g[padded].ty.dtype;
-                p.constant(dtype, ir::dtype::Scalar::zero(dtype))
-            }
-        };
-        let mut buf = None;
-        let mut stores = Vec::new();
-        for d in first..rank {
-            let begin_hi = &lo[d] + &inner[d];
-            for (begin, len) in [(Dim::from(0), &lo[d]), (begin_hi, &hi[d])] {
-                if len.is_const(0) {
-                    continue;
+        // the dim, where the strip begins and its length
+        let both = |d: usize| [(d, Dim::from(0), &lo[d]), (d, &lo[d] + &inner[d], &hi[d])];
+        let strips: Vec<_> = (first..rank).flat_map(both).filter(|s| !s.2.is_const(0)).collect();
+        let together = if apart { 1 } else { strips.len().max(1) };
+        let one = |strips: &[(usize, Dim, &Dim)]| {
+            let mut p = self.puller();
+            let (mut domain, lead) = Self::root_axes(&mut p, &outer[..first]);
+            let value = match g[self.op].operands.get(1) {
+                Some(&f) => p.pull(f, Vec::new())?,
+                None => {
+                    let dtype = g[padded].ty.dtype;
+                    p.constant(dtype, ir::dtype::Scalar::zero(dtype))
                 }
-                let before = inner[first..d].iter();
-                let shape: Vec<Dim> = before.chain([len]).chain(&outer[d + 1..]).cloned().collect();
-                let (axes, index) = Self::root_axes(&mut p, &shape);
+            };
+            let mut buf = None;
+            let mut stores = Vec::new();
+            for (d, begin, len) in strips {
+                let before = inner[first..*d].iter();
+                let shape: Vec<Dim> = before.chain([*len]).chain(&outer[d + 1..]).cloned().collect();
+                let (mut axes, index) = Self::root_axes(&mut p, &shape);
                 let mut index: Vec<Dim> = lead.iter().cloned().chain(index).collect();
-                for e in first..d {
+                for e in first..*d {
                     index[e] = &index[e] + &lo[e];
                 }
-                index[d] = &index[d] + &begin;
+                index[*d] = &index[*d] + begin;
                 let (home, index) = p.locate(padded, &index);
                 let buf = *buf.get_or_insert_with(|| p.buffer(home, Access::Write));
+                if apart {
+                    domain.append(&mut axes);
+                }
                 let guards = Vec::new();
                 stores.push(Stmt::Store { axes, buf, index, guards, value, combine: Combine::Set });
             }
-        }
-        let mut unit = self.finish(p, domain, stores)?;
-        unit.kernel.name = "pad_border".into();
-        Ok(unit)
+            let mut unit = self.finish(p, domain, stores)?;
+            unit.kernel.name = "pad_border".into();
+            Ok(unit)
+        };
+        strips.chunks(together).map(one).collect()
     }
 
     /// `cumulative`: a sequential loop along the axis at each point of the other axes.

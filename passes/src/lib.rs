@@ -33,6 +33,7 @@ pub mod layout;
 pub mod limits;
 pub mod lower;
 pub mod normalise;
+mod occupancy;
 mod packs;
 pub mod pipeline;
 pub mod place;
@@ -49,6 +50,7 @@ pub use error::{PassError, Result};
 pub use host::Planned;
 pub use pipeline::{Stage, State, run_until};
 
+use forms::Forms;
 use ir::host::Lowered;
 use ir::target::TargetDesc;
 use ir::{Math, Module};
@@ -97,8 +99,8 @@ impl Default for Options {
 }
 
 impl Options {
-    fn choices(&self) -> group::Choices {
-        group::Choices { limit: self.pull_limit, reassociate: self.math.reassociates() }
+    fn choices(&self, target: &TargetDesc) -> group::Choices {
+        group::Choices { limit: self.pull_limit, forms: Forms::of(self.math, target), simt: target.simt }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The pass pipeline: one table, in order of execution.
 
 use crate::error::{PassError, Result};
+use crate::forms::Forms;
 use crate::host::Planned;
 use crate::limits::Fuel;
 use crate::{Options, chain, graph, host, place};
@@ -50,6 +51,12 @@ pub struct Cx<'a> {
     pub options: &'a Options,
     /// Counts what the passes decide.
     pub fuel: &'a Fuel,
+}
+
+impl Cx<'_> {
+    fn forms(&self) -> Option<Forms> {
+        Forms::of(self.options.math, self.target)
+    }
 }
 
 /// One row of the pipeline.
@@ -143,15 +150,15 @@ pub const PASSES: &[Pass] = &[
         name: "separate-pads",
         stage: Stage::Canonical,
         reason: "convolutions without guards; before cse, since branches often pad the same value",
-        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.options.math.reassociates(), cx.fuel)),
+        run: |s, cx| on_graph(s, |m| graph::separate_pads(m, cx.forms(), cx.fuel)),
     },
     Pass {
-        name: "split-products",
+        name: "split-sums",
         stage: Stage::Canonical,
         reason: "long sums of few results fill a GPU; after pads, which ask for the form of convolutions",
         run: |s, cx| {
-            let split = cx.options.math.reassociates() && cx.target.simt;
-            on_graph_if(split, s, |m| graph::split_products(m, cx.target, cx.fuel))
+            let forms = cx.forms().filter(|_| cx.target.simt);
+            on_graph(s, |m| forms.map_or(Ok(()), |f| graph::split_sums(m, cx.target, f, cx.fuel)))
         },
     },
     Pass {
@@ -171,7 +178,7 @@ pub const PASSES: &[Pass] = &[
         stage: Stage::Kernels,
         reason: "decides which values lie in buffers and builds the kernels and the schedule around them",
         run: |s, cx| {
-            Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices(), cx.fuel)?))
+            Ok(State::Planned(host::schedule(module(s)?, cx.target, cx.options.choices(cx.target), cx.fuel)?))
         },
     },
     Pass {

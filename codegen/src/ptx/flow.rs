@@ -92,6 +92,20 @@ struct Count {
     range: Option<Range>,
 }
 
+/// The variable of a loop and the register that counts.
+struct Counter {
+    var: Val,
+    reg: Reg,
+    ty: Type,
+}
+
+/// Loads that should be under way at once in a loop, and the most copies of its body.
+const IN_FLIGHT: usize = 16;
+/// However many loads an iteration has itself.
+const LEAST_COPIES: usize = 4;
+/// Instructions of all copies of a body, at most.
+const UNROLLED: usize = 512;
+
 impl Emitter<'_> {
     pub fn stmts(&mut self, stmts: &[Stmt]) -> Emit<()> {
         // stores that wait for their neighbours
@@ -275,21 +289,103 @@ impl Emitter<'_> {
             None => (Class::B64, Type::S64),
         };
         self.ranges.extend(range.map(|r| (var, r)));
-        let counter = self.mov(class, lo);
+        let counter = Counter { var, reg: self.mov(class, lo), ty };
+        let (Operand::Int(by), Some(most)) = (step, self.copies(body)) else {
+            self.repeat(&counter, lo, hi, step, 1, &regs, body)?;
+            return self.define(results, &regs);
+        };
+        // so many copies at a time, then what is left
+        let (last, mut rest) = ((most - 1) * by, lo);
+        let until = match hi {
+            Operand::Int(hi) => Operand::Int(hi.saturating_sub(last)),
+            hi => self.binary(Binary::Sub, ty, class, hi, Operand::Int(last)).into(),
+        };
+        match (lo, until) {
+            (Operand::Int(lo), Operand::Int(until)) if lo >= until => {}
+            _ => {
+                self.repeat(&counter, lo, until, step, most, &regs, body)?;
+                rest = counter.reg.into();
+            }
+        }
+        let trips = match (lo, hi) {
+            (Operand::Int(lo), Operand::Int(hi)) => {
+                Some(hi.saturating_sub(lo).max(0).cast_unsigned().div_ceil(by.cast_unsigned()))
+            }
+            _ => None,
+        };
+        if trips.is_none_or(|n| n % most.cast_unsigned() != 0) {
+            self.repeat(&counter, rest, hi, step, 1, &regs, body)?;
+        }
+        self.define(results, &regs)
+    }
+
+    /// How many iterations of an innermost loop are done at a time, where that has the loads of all of them under way
+    /// before the first is used: where the loop reads the operands of the kernel and writes nothing. ptxas does not
+    /// unroll such loops itself, and each iteration would wait for memory.
+    fn copies(&self, body: &Block) -> Option<i64> {
+        let mut loads = 0;
+        for stmt in &body.stmts {
+            let Stmt::Let { val, inst } = stmt else { return None };
+            // four neighbours are one access
+            let first = self.fours.get(val).is_none_or(|group| group[0] == *val);
+            loads += match inst {
+                Inst::Load(Addr { mem: Mem::Buf(_), .. }) | Inst::Gather { mem: Mem::Buf(_), .. } => {
+                    usize::from(first)
+                }
+                _ => 0,
+            };
+        }
+        let most = (IN_FLIGHT / loads.max(1)).max(LEAST_COPIES).min(UNROLLED / body.stmts.len().max(1));
+        (loads > 0 && most > 1).then(|| 1 << most.ilog2())
+    }
+
+    /// `do { body; .. } while (counter < hi)` with so many copies of the body in a round; entered only where there is one, so
+    /// that the test sits at the end. `lo`: what the counter holds, where that is known.
+    #[allow(clippy::too_many_arguments)] // two call sites' parameters, spelled out
+    fn repeat(
+        &mut self,
+        counter: &Counter,
+        lo: Operand,
+        hi: Operand,
+        step: Operand,
+        copies: i64,
+        regs: &[Reg],
+        body: &Block,
+    ) -> Emit<()> {
+        let Counter { var, reg, ty } = *counter;
         let (head, exit) = (self.label(), self.label());
-        // entered only if there is an iteration, so that the test sits at the end of the body
         if !matches!((lo, hi), (Operand::Int(lo), Operand::Int(hi)) if lo < hi) {
-            let enters = self.setp(Compare::Lt, ty, counter, hi);
+            let enters = self.setp(Compare::Lt, ty, reg, hi);
             self.push_if(enters, false, Op::Bra(exit));
         }
         self.push(Op::Label(head));
-        self.set(var, counter)?;
-        self.block(body, &regs)?;
-        self.push(Op::Binary { op: Binary::Add, ty, d: counter, a: counter.into(), b: step });
-        let more = self.setp(Compare::Lt, ty, counter, hi);
+        for copy in 0..copies {
+            let at = match (step, copy) {
+                (Operand::Int(step), 1..) => {
+                    self.binary(Binary::Add, ty, reg.class, reg, Operand::Int(copy * step))
+                }
+                _ => reg,
+            };
+            // each has registers of its own
+            for stmt in &body.stmts {
+                if let Stmt::Let { val, .. } = stmt {
+                    self.forget(*val);
+                }
+            }
+            self.scopes.push(Scope::default());
+            let done = self.set(var, at).and_then(|()| self.block(body, regs));
+            self.scopes.pop();
+            done?;
+        }
+        let by = match step {
+            Operand::Int(step) => Operand::Int(step * copies),
+            step => step,
+        };
+        self.push(Op::Binary { op: Binary::Add, ty, d: reg, a: reg.into(), b: by });
+        let more = self.setp(Compare::Lt, ty, reg, hi);
         self.push_if(more, true, Op::Bra(head));
         self.push(Op::Label(exit));
-        self.define(results, &regs)
+        Ok(())
     }
 
     fn while_loop(

@@ -360,6 +360,11 @@ impl Emitter<'_> {
         self.vals[v.0 as usize] = Some(r);
         Ok(())
     }
+
+    /// What defines the value is about to be written again.
+    pub fn forget(&mut self, v: Val) {
+        self.vals[v.0 as usize] = None;
+    }
 }
 
 /// A number as an immediate operand.

@@ -20,7 +20,8 @@ fn plan(module: &Module) -> Planned {
     else {
         panic!("no graph")
     };
-    let mut p = host::schedule(m, &target(), Options::default().choices(), &Fuel::default()).unwrap();
+    let mut p =
+        host::schedule(m, &target(), Options::default().choices(&target()), &Fuel::default()).unwrap();
     fuse_where(&mut p, &target(), 0.0, |_, _| true, &Fuel::default());
     p.kernels.iter().for_each(|k| ir::verify::kernel::verify(k).unwrap_or_else(|e| panic!("{e}\n{k}")));
     place::place(&mut p, &Fuel::default());

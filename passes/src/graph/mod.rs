@@ -31,5 +31,5 @@ pub use quant::integer_products;
 pub use reciprocal::reciprocals;
 pub use scales::delay_scales;
 pub use simplify::simplify;
-pub use split::split_products;
+pub use split::split_sums;
 pub use state::{StateSpec, bind_states};

@@ -6,21 +6,21 @@
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
-use crate::forms::{self, Other};
+use crate::forms::{Forms, Other};
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{PadMode, Prim, WindowDim};
 use ir::{Dim, Module, Symbols, TensorType, ValueId};
 
-/// `winograd`: leave room for whole tiles behind convolutions that will be computed that way.
-pub fn separate_pads(module: &mut Module, winograd: bool, fuel: &Fuel) -> Result<()> {
+/// `forms`: leave room for whole tiles behind convolutions that will be computed that way.
+pub fn separate_pads(module: &mut Module, forms: Option<Forms>, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Pads { symbols, winograd }, fuel)
+    rewrite(module, &mut Pads { symbols, forms }, fuel)
 }
 
 struct Pads {
     symbols: Symbols,
-    winograd: bool,
+    forms: Option<Forms>,
 }
 
 fn is_padded(window: &[WindowDim]) -> bool {
@@ -92,9 +92,11 @@ impl Rule for Pads {
             Prim::Convolve { window, groups, acc } => {
                 let [x, w] = *site.operands else { return Ok(None) };
                 let constant = matches!(site.def(w), Some(op) if matches!(op.prim, Prim::Const(_)));
-                let form = (self.winograd && of_constants(site, w))
-                    .then(|| forms::of(&site.op.prim, [site.ty(x), site.ty(w), &types[0]], &self.symbols))
-                    .flatten();
+                let types_of = [site.ty(x), site.ty(w), &types[0]];
+                let form = self
+                    .forms
+                    .filter(|_| of_constants(site, w))
+                    .and_then(|f| f.best(&site.op.prim, types_of, &self.symbols));
                 let tiled = match form {
                     // these meet no padding
                     Some(Other::Overlap(_) | Other::Col2im) => return Ok(None),

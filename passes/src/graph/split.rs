@@ -1,46 +1,50 @@
-//! Products with few results and long sums, for a GPU: parts of the sum side by side, then the sum of the parts.
+//! Few results of long sums, for a GPU: parts of the sum side by side, then the sum of the parts.
 //!
 //! A product of matrices of 49 x 512 elements over 4608 steps is 32 tiles of the smallest block: a device with 132
-//! multiprocessors idles, while each of the 32 takes 4608 steps. As one of four batches over 1152 steps each it fills the
-//! device, and a second kernel adds four numbers for each element, in the order of the parts, with the epilogue of the
+//! multiprocessors idles, while each of the 32 takes 4608 steps. As one of 36 batches over 128 steps each it fills the
+//! device, and a second kernel adds 36 numbers for each element, in the order of the parts, with the epilogue of the
 //! product. No result depends on which part is done first. A convolution is split along its input channels, each part a group
-//! of its own.
+//! of its own, and a reduction along its first axis. Into how many parts a product is cut says the model of [`crate::occupancy`].
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
+use crate::forms::Forms;
 use crate::limits::Fuel;
+use crate::occupancy::{LEAST, Product};
 use ir::prim::{Monoid, Prim};
 use ir::target::TargetDesc;
 use ir::{DType, Dim, Module, Symbols, ValueId};
 
-/// The least block of a GPU has this many rows and columns, and is not used for fewer than `LEAST`.
-const TILE: i64 = 32;
-const LEAST: i64 = 24;
 /// Columns of one warp, where there are few rows; warps that keep a multiprocessor busy.
 const COLUMNS: i64 = 128;
-const WARPS: i64 = 4;
-/// Steps of a part, at least: of blocks, and of warps. What is written and read again for each part costs as much as some.
-const BLOCK_STEPS: i64 = 128;
-const WARP_STEPS: i64 = 64;
+const WARPS: i64 = 8;
+/// Steps of a part, at least. What is written and read again for each part costs as much as some.
+const WARP_STEPS: i64 = 32;
+/// Parts of a product, at most.
+const MOST: i64 = 64;
 /// Parts are whole numbers of such steps, which are staged together.
 const STEP: i64 = 8;
 
-/// Splits contractions and convolutions whose tiles are fewer than the multiprocessors of `target`; convolutions that get
-/// another form later are left alone.
-pub fn split_products(module: &mut Module, target: &TargetDesc, fuel: &Fuel) -> Result<()> {
+/// Splits contractions, convolutions and reductions whose tiles leave `target` idle; convolutions that get one of `forms`
+/// are left alone.
+pub fn split_sums(module: &mut Module, target: &TargetDesc, forms: Forms, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
     let units = (target.threads / 16).max(1) as i64;
-    rewrite(module, &mut Split { symbols, units }, fuel)
+    rewrite(module, &mut Split { symbols, units, forms }, fuel)
 }
 
 struct Split {
     symbols: Symbols,
     /// Multiprocessors.
     units: i64,
+    forms: Forms,
 }
 
 impl Rule for Split {
     fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+        if let (Prim::Reduce { monoid, axes }, [x]) = (&site.op.prim, site.operands) {
+            return self.reduction(cx, site, *x, *monoid, axes);
+        }
         let [x, w] = *site.operands else { return Ok(None) };
         match &site.op.prim {
             Prim::Contract { batch, reduce, acc: DType::F32 } => {
@@ -62,18 +66,54 @@ impl Split {
     /// Into how many parts to cut the `length` steps of `others` products of rows x cols results, of which each takes
     /// `taps` products.
     fn parts(&self, [rows, cols, others]: [i64; 3], length: i64, taps: i64) -> Option<i64> {
-        let tiles = |n: i64, size: i64| (n + size - 1) / size;
-        let (tiles, wanted, least) = if rows.min(cols) >= LEAST {
-            (tiles(rows, TILE).saturating_mul(tiles(cols, TILE)), self.units, BLOCK_STEPS)
-        } else {
-            (tiles(rows.max(cols), COLUMNS), WARPS * self.units, WARP_STEPS)
-        };
-        let most = wanted / tiles.saturating_mul(others).max(1);
-        let fits = |n: &i64| {
-            let part = length / n;
-            length % n == 0 && part % STEP.min(part.max(1)) == 0 && part.saturating_mul(taps) >= least
-        };
-        (2..=most.min(length)).rev().find(fits)
+        let whole = |n: &i64| length % n == 0 && (length / n) % STEP.min((length / n).max(1)) == 0;
+        if rows < LEAST.0 || cols < LEAST.1 {
+            let tiles = (rows.max(cols) + COLUMNS - 1) / COLUMNS;
+            let least = |n: &i64| (length / n).saturating_mul(taps) >= WARP_STEPS;
+            return self.most_parts(tiles.saturating_mul(others), length, |n| whole(n) && least(n));
+        }
+        let of = |n: i64| n as f64;
+        let steps = of(length.saturating_mul(taps));
+        let product = Product { rows: of(rows), cols: of(cols), others: of(others), steps };
+        let timed =
+            (1..=length.min(MOST)).filter(whole).map(|n| (n, product.in_parts(of(n), of(self.units))));
+        timed.min_by(|a, b| a.1.total_cmp(&b.1)).map(|t| t.0).filter(|n| *n > 1)
+    }
+
+    /// The most parts of `length` that keep all multiprocessors busy with `tiles` warps for each and that may be.
+    fn most_parts(&self, tiles: i64, length: i64, may_be: impl Fn(&i64) -> bool) -> Option<i64> {
+        let most = WARPS * self.units / tiles.max(1);
+        (2..=most.min(length)).rev().find(may_be)
+    }
+
+    /// A reduction whose last axis stays: warps lie along that one.
+    fn reduction(
+        &self,
+        cx: &mut Shared<'_>,
+        site: &mut Site<'_>,
+        x: ValueId,
+        monoid: Monoid,
+        axes: &[usize],
+    ) -> Result<Option<Vec<ValueId>>> {
+        let shape = site.ty(x).shape.clone();
+        let (Some(&first), Some(last)) = (axes.first(), shape.len().checked_sub(1)) else { return Ok(None) };
+        // sums of halves are rounded once
+        if axes.contains(&last) || site.ty(x).dtype.bytes() < 4 {
+            return Ok(None);
+        }
+        let Some(length) = shape[first].as_const() else { return Ok(None) };
+        let others: Vec<Dim> = (0..last).filter(|i| !axes.contains(i)).map(|i| shape[i].clone()).collect();
+        let tiles =
+            self.likely(&others).saturating_mul((self.likely(&shape[last..]) + COLUMNS - 1) / COLUMNS);
+        let least = |n: &i64| length % n == 0 && length / n >= WARP_STEPS;
+        let Some(n) = self.most_parts(tiles, length, least) else { return Ok(None) };
+        let mut cut = shape;
+        cut.splice(first..=first, [Dim::from(n), Dim::from(length / n)]);
+        let parts = site.op(cx, &self.symbols, Prim::Reshape { shape: cut }, vec![x])?;
+        let axes = axes.iter().map(|i| i + 1).collect();
+        let parts = site.op(cx, &self.symbols, Prim::Reduce { monoid, axes }, vec![parts])?;
+        let total = Prim::Reduce { monoid, axes: vec![first] };
+        Ok(Some(vec![site.op(cx, &self.symbols, total, vec![parts])?]))
     }
 
     fn contraction(
@@ -122,7 +162,7 @@ impl Split {
         let (Some(co), Some(ci)) = (weights[0].as_const(), weights[1].as_const()) else { return Ok(None) };
         let taps = self.likely(&weights[2..]);
         let (prim, from, kernel, to) = (&site.op.prim, site.ty(x), site.ty(w), &site.types[0]);
-        if crate::forms::of(prim, [from, kernel, to], &self.symbols).is_some() {
+        if self.forms.best(prim, [from, kernel, to], &self.symbols).is_some() {
             return Ok(None);
         }
         let places = self.likely(&out[..1]).saturating_mul(self.likely(&out[2..]));

@@ -24,9 +24,12 @@ pub struct Form {
 }
 
 impl Form {
-    /// The form that pays, if one does: stride 1, enough channels and tiles. `out`: type of the result.
-    pub fn of(prim: &Prim, w: &TensorType, out: &TensorType, symbols: &Symbols) -> Option<Form> {
-        Form::from_tiles(MIN_TILES, &Sizes::of(prim, w, out, symbols)?).map(|f| f.0)
+    /// The form that pays, if one does: stride 1, enough channels and tiles, of which there are `least`. `out`: type of the
+    /// result.
+    pub fn of(prim: &Prim, w: &TensorType, out: &TensorType, least: i64, symbols: &Symbols) -> Option<Form> {
+        let sizes = Sizes::of(prim, w, out, symbols)?;
+        let form = Form::from_tiles(MIN_TILES, &sizes)?.0;
+        (form.count(&sizes) >= least).then_some(form)
     }
 
     /// As [`Form::of`], where the direct form computes two products at once from weights of half the size: the transformed
@@ -76,15 +79,14 @@ impl Form {
 
     /// The best form with at least so many tiles, where it pays, and its cost.
     fn from_tiles(least: i64, s: &Sizes) -> Option<(Form, i64)> {
-        let tiles = |f: &Form| s.n.saturating_mul(f.tiles(s.h)).saturating_mul(f.tiles(s.w));
-        let cost = |f: &Form| f.cost(tiles(f), s).saturating_add(2 * CALL);
+        let cost = |f: &Form| f.cost(f.count(s), s).saturating_add(2 * CALL);
         let fits = |f: &Form| {
             // the waste of ragged tiles
             let covered = f.tiles(s.h).saturating_mul(f.tiles(s.w)).saturating_mul(f.tile * f.tile);
             // how much larger the transformed weights are
             let (read, own) = (f.read() * f.read(), f.taps * f.taps);
             covered < 2 * s.h.saturating_mul(s.w)
-                && tiles(f).saturating_mul(4 * own) >= least.saturating_mul(read)
+                && f.count(s).saturating_mul(4 * own) >= least.saturating_mul(read)
         };
         let best = Form::all(s.taps).filter(fits).map(|f| (f, cost(&f))).min_by_key(|f| f.1)?;
         is_worth(best.1, s.direct(s.places())).then_some(best)
@@ -106,6 +108,11 @@ impl Form {
 
     fn all(taps: i64) -> impl Iterator<Item = Form> {
         (2..=4).map(move |tile| Form { tile, taps }).filter(|f| f.read() <= MAX_READ)
+    }
+
+    /// Tiles of the result.
+    fn count(&self, s: &Sizes) -> i64 {
+        s.n.saturating_mul(self.tiles(s.h)).saturating_mul(self.tiles(s.w))
     }
 
     /// Elements that a tile reads in each dim, and values that it is transformed to.

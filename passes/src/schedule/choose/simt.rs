@@ -2,32 +2,10 @@
 
 use super::{Choice, Chooser, Use};
 use crate::lower::block::{Factors, factors};
+use crate::occupancy::{self, LEAST, Product, Tile};
 use crate::schedule::{BlockTile, ColTile, Edge, LoopSpec, Schedule};
 use ir::kernel::Guard;
 use ir::{Dim, Var};
-
-/// Rows, columns and threads of a block.
-type Tile = (u32, u32, u32);
-
-/// A thread has 8 x 8 elements, or 8 x 4: 16 or 12 words read from shared memory for 64
-/// or 32 multiply-adds.
-const TILES: [Tile; 7] = [
-    (128, 128, 256),
-    (128, 64, 128),
-    (64, 128, 128),
-    (64, 64, 128),
-    (64, 32, 64),
-    (32, 64, 64),
-    (32, 32, 32),
-];
-/// Part of the peak that 8 x 8 and 8 x 4 elements reach, as far as shared memory allows.
-const LARGE: f64 = 1.0;
-const SMALL: f64 = 0.75;
-/// Threads that a multiprocessor holds at 128 registers each, and those that hide its latencies.
-const RESIDENT: f64 = 512.0;
-const BUSY: f64 = 256.0;
-/// Fewer rows, columns or steps than these leave most of the smallest block idle.
-const LEAST: (i64, i64, i64) = (24, 24, 8);
 
 /// Columns of a warp of which each lane has four neighbours, which are read at once.
 const WIDE: u32 = 128;
@@ -36,6 +14,9 @@ const WIDE: u32 = 128;
 const MOST_READS: usize = 48;
 /// Warps that share a row, at most.
 const MOST_WARPS: u32 = 16;
+/// Warps that a multiprocessor holds, and the part of its cache that their rows may fill.
+const RESIDENT: f64 = 64.0;
+const CACHED: f64 = 0.5;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
 const FULL: f64 = 4.0;
 
@@ -55,7 +36,8 @@ impl Chooser<'_> {
     }
 
     /// Where there are fewer iterations than warps, and each runs along columns of its own, several warps share one:
-    /// as many as have work for all their lanes.
+    /// as many as have work for all their lanes. So too where a row is read more than once: the rows in work on a multiprocessor
+    /// stay in its cache.
     pub(super) fn share_rows(&self, s: &mut Schedule) {
         let reads_own = self.a.k.buffers.iter().any(|b| b.access == Use::ReadWrite);
         let plain = |w: &super::Work| w.ordered.is_empty();
@@ -69,7 +51,9 @@ impl Chooser<'_> {
         let longest = lengths.fold(0.0, f64::max);
         let rows: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
         let busy = self.target.threads as f64 * FULL / rows.max(1.0);
-        let most = (longest / f64::from(WIDE)).min(busy).min(MOST_WARPS.into());
+        let near = RESIDENT * longest * self.bytes_read_again() / (CACHED * self.target.l1_bytes as f64);
+        let wanted = busy.max((near.ceil() as u64).next_power_of_two() as f64);
+        let most = (longest / f64::from(WIDE)).min(wanted).min(MOST_WARPS.into());
         if most < 2.0 {
             return;
         }
@@ -78,6 +62,20 @@ impl Chooser<'_> {
             i.cols = i.cols.map(|c| (c.0, WIDE * s.warps));
             i.tail = WIDE * s.warps;
         }
+    }
+
+    /// Bytes of a column that more than one statement reads.
+    fn bytes_read_again(&self) -> f64 {
+        let reads = |w: &super::Work| -> Vec<ir::kernel::BufId> {
+            let along =
+                |v: Var| w.accesses.iter().filter(move |x| !x.store && x.offset.uses_var(v)).map(|x| x.buf);
+            w.axes.iter().flat_map(|a| along(a.var)).collect()
+        };
+        let all: Vec<_> = self.a.works.iter().map(reads).collect();
+        let buffers = self.a.k.buffers.iter().enumerate();
+        let again =
+            buffers.filter(|(i, _)| all.iter().filter(|w| w.iter().any(|b| b.0 as usize == *i)).count() > 1);
+        again.map(|(_, b)| b.dtype.bytes() as f64).sum()
     }
 
     /// A schedule with a block tile; `None` where the kernel is no contraction, or too small a one.
@@ -117,9 +115,10 @@ impl Chooser<'_> {
             }
         }
         let known = [&rows, &cols, &steps].iter().all(|d| d.as_const().is_some());
-        let ((row_size, col_size, threads), time) = self.block_tile(&f, &rows, (col, panel), known)?;
+        let (tile, time) = self.block_tile(&f, [&rows, &steps], (col, panel), known)?;
+        let (row_size, col_size, threads) = (tile.rows, tile.cols, tile.threads);
         let order = self.inner_specs().into_iter().next()?.order;
-        let (depth, flat) = self.steps_at_a_time(&order, row_size * col_size / threads)?;
+        let (depth, flat) = self.steps_at_a_time(&order, occupancy::depth(tile.own()))?;
         let axis = |axis, step| LoopSpec { axis, step, parallel: true };
         let mut loops: Vec<LoopSpec> = f.shared.iter().map(|v| axis(*v, 1)).collect();
         loops.push(axis(f.rows[0], row_size));
@@ -134,45 +133,34 @@ impl Chooser<'_> {
         Some((time, Choice { guards, schedule, ns_per_iter: self.nanoseconds() }))
     }
 
-    /// The tile with the least time: multiprocessors take turns at tiles, and need threads enough to be busy.
-    /// Sizes that are not known need registers for themselves: beside 64 elements of a thread they would be spilled.
+    /// The tile with the least time, in cycles. Sizes that are not known need registers for themselves: beside 64 elements of
+    /// a thread they would be spilled.
     fn block_tile(
         &self,
         f: &Factors,
-        rows: &Dim,
+        [rows, steps]: [&Dim; 2],
         (col, panel): (Var, Option<i64>),
         known: bool,
     ) -> Option<(Tile, f64)> {
         let units = (self.target.threads as f64 / 16.0).max(1.0);
-        let others: f64 =
-            f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
+        let others = f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
         let extent = self.a.extent(col);
-        let (rows, cols) = (self.a.estimate(rows), self.a.estimate(&extent));
-        let time = |(r, c, threads): Tile| {
-            let (r, c, threads) = (f64::from(r), f64::from(c), f64::from(threads));
-            let tiles = others * (rows / r).ceil() * (cols / c).ceil();
-            let turns = (tiles / units).ceil();
-            let resident = turns.min((RESIDENT / threads).floor()) * threads;
-            let reached = if r * c / threads >= 64.0 { LARGE } else { SMALL };
-            turns * r * c / (reached * (resident / BUSY).min(1.0).sqrt())
-        };
-        let small = |t: &Tile| known || t.0 * t.1 / t.2 < 64;
+        let [rows, cols, steps] = [rows, &extent, steps].map(|d| self.a.estimate(d));
         // of two blocks of 256 threads each has 128 registers: none for masks of columns beside 64 elements
-        let whole = |t: &Tile| t.2 < 256 || extent.divisible_by(t.1.into(), &self.a.facts);
-        let fits = |t: &Tile| panel.is_none_or(|p| p == i64::from(t.1)) && small(t) && whole(t);
-        let timed = TILES.into_iter().filter(fits).map(|t| (t, time(t)));
-        timed.min_by(|a, b| a.1.total_cmp(&b.1))
+        let whole = |t: Tile| t.threads < 256 || extent.divisible_by(t.cols.into(), &self.a.facts);
+        let fits =
+            |t: Tile| panel.is_none_or(|p| p == i64::from(t.cols)) && (known || t.own() < 64) && whole(t);
+        Product { rows, cols, others, steps }.best(units, fits)
     }
 
-    /// Steps that are staged at a time, and whether they run through all axes of the reduction as one. `own`: elements of
-    /// a thread; beside 64 of them there are registers for 8 steps ahead.
-    fn steps_at_a_time(&self, order: &[Var], own: u32) -> Option<(u32, bool)> {
+    /// Steps that are staged at a time, `most` at most, and whether they run through all axes of the reduction as one.
+    fn steps_at_a_time(&self, order: &[Var], most: u32) -> Option<(u32, bool)> {
         let extent = |v: &Var| self.a.extent(*v).as_const();
         let fill =
             |n: i64, depth: i64| n as f64 / (n.max(1) as u64).div_ceil(depth as u64) as f64 / depth as f64;
         let last = extent(order.last()?);
         let few = |n: i64| fill(n, 8) > fill(n, 16);
-        let depth = |n: Option<i64>| if own >= 64 || n.is_some_and(few) { 8 } else { 16 };
+        let depth = |n: Option<i64>| if n.is_some_and(few) { 8 } else { most };
         // quotients and remainders for each element cost less than staging mostly zeros
         if last.is_some_and(|n| order.len() > 1 && fill(n, depth(last).into()) < 0.75) {
             let all = order.iter().map(extent).try_fold(1i64, |p, n| p.checked_mul(n?));
