@@ -106,7 +106,9 @@ class Torch:
         if peer == "torch-cublaslt":
             torch.backends.cuda.preferred_blas_library("cublaslt")
         self.torch, self.peer, self.cpu = torch, peer, cpu
-        self.device, self.graph = "cpu" if cpu else "cuda", None
+        self.device = "cpu" if cpu else "cuda"
+        # what a recorded graph reads, which does not hold it itself
+        self.graph, self.held = None, []
         self.operations = torch_operations(torch)
         self.about = {"torch": torch.__version__, "device": "cpu" if cpu else torch.cuda.get_device_name()}
         torch.set_grad_enabled(False)
@@ -122,7 +124,7 @@ class Torch:
     def free(self):
         if self.graph:
             self.graph.reset()
-        self.graph = None
+        self.graph, self.held = None, []
         if self.peer == "torch.compile":
             self.torch._dynamo.reset()
         gc.collect()
@@ -172,7 +174,7 @@ class Torch:
                 for _ in range(3):
                     run(*x)
             torch.cuda.current_stream().wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
+            self.graph, self.held = torch.cuda.CUDAGraph(), [x, run]
             with torch.cuda.graph(self.graph):
                 run(*x)
             call = self.graph.replay
