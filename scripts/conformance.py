@@ -6,13 +6,14 @@
 The list, tests/onnx-passing.txt, has a line for each case that passes: `group/case`, then the
 backends it passes on. A case that the list names and that does not pass now is a failure. Cases
 that pass and are not listed are printed, and added by --bless; nothing is ever taken away but by
-hand. Whole results go to target/conformance/BACKEND.json.
+hand. Whole results go to target/conformance/BACKEND.json, or to the folder --results.
 
 The device ptx-interp counts as a backend: the kernels of a GPU, interpreted. Cases of whole networks (light/) are too
 much for it, and a case that ran no kernel there is not added to the list.
 
 Cases are given to the program in chunks. A process that dies, or reports nothing for --timeout
 seconds, is charged to the first case that it had not reported; another goes on after that one.
+After --seconds everything is ended; cases without a result are "not run", which is no failure.
 
 Exit status: 0; 1 where a listed case does not pass; 2 where nothing could be run.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -38,6 +40,7 @@ import common
 SAID = ("pass", "fail", "unsupported", "error")  # what the program may say of a case
 DEVICES = ("ptx-interp", "cuda")  # named where a backend could be
 CHARGED = ("crash", "timeout", "memory", "missing")  # what only this script says
+NOT_RUN = "not run"
 DEFAULT_LIST = common.ROOT / "tests" / "onnx-passing.txt"
 LIST_HEAD = """\
 # Cases of the ONNX suite that pass, and on which backends. Checked by scripts/conformance.py;
@@ -59,6 +62,7 @@ class Runner:
     def __init__(self, program: Path, suite: Path, backend: str, args):
         self.program, self.suite, self.backend = program, suite, backend
         self.timeout, self.memory_mb = args.timeout, args.memory_mb
+        self.until = time.monotonic() + args.seconds
         self.complaints: list[str] = []  # breaches of the contract between us and the program
 
     def chunk(self, cases: list[str]) -> dict[str, Result]:
@@ -66,13 +70,13 @@ class Runner:
         results: dict[str, Result] = {}
         todo = cases
         with tempfile.TemporaryDirectory(prefix="ks-conformance-") as tmp:
-            while todo:
+            while todo and time.monotonic() < self.until:
                 self.process(todo, Path(tmp), results)
                 todo = [c for c in todo if c not in results]
-        return results
+        return results | {c: Result(NOT_RUN) for c in todo}
 
     def process(self, cases: list[str], tmp: Path, results: dict[str, Result]):
-        """One process; on return at least one more of the cases has a result."""
+        """One process; on return at least one more of the cases has a result, or the time is over."""
         names = {str(self.suite / c): c for c in cases}
         listing, out, err = tmp / "cases.txt", tmp / "results.jsonl", tmp / "stderr.txt"
         listing.write_text("".join(f"{n}\n" for n in names))
@@ -91,14 +95,18 @@ class Runner:
                 ended = "timeout"
             if common.rss_mb(p.pid) > self.memory_mb:
                 ended = "memory"
+            if time.monotonic() > self.until:
+                ended = NOT_RUN
         if ended:
             os.killpg(p.pid, signal.SIGKILL)
             p.wait()
         self.read(out, names, results)
         left = [c for c in cases if c not in results]
         if not left:
-            if p.returncode != 0:
+            if p.returncode != 0 and ended != NOT_RUN:
                 self.complaints.append(f"exit status {p.returncode} after the last case, {cases[-1]}")
+        elif ended == NOT_RUN:
+            pass
         elif ended == "timeout":
             results[left[0]] = Result("timeout", f"nothing for {self.timeout:.0f} s")
         elif ended:
@@ -160,8 +168,9 @@ def find_cases(suite: Path) -> list[str]:
 
 def summary(results: dict[str, Result]) -> str:
     n = Counter(r.status for r in results.values())
-    parts = [f"{n['pass']} of {len(results)} pass ({n['pass'] / max(len(results), 1):.1%})"]
-    return ", ".join(parts + [f"{n[s]} {s}" for s in SAID[1:] + CHARGED if n[s]])
+    ran = len(results) - n[NOT_RUN]
+    parts = [f"{n['pass']} of {ran} pass ({n['pass'] / max(ran, 1):.1%})"]
+    return ", ".join(parts + [f"{n[s]} {s}" for s in (*SAID[1:], *CHARGED, NOT_RUN) if n[s]])
 
 
 def reasons(results: dict[str, Result], most: int):
@@ -187,7 +196,7 @@ def check(backend: str, results: dict[str, Result], listed: dict[str, set[str]],
     wanted = {c for c, backends in listed.items() if backend in backends}
     if args.include:
         wanted = {c for c in wanted if re.search(args.include, c)}
-    broken = sorted(c for c in wanted if results.get(c, Result("gone")).status != "pass")
+    broken = sorted(c for c in wanted if results.get(c, Result("gone")).status not in ("pass", NOT_RUN))
     for case in broken:
         r = results.get(case, Result("gone", "the suite has no such case"))
         print(f"    BROKEN {case}: {r.status}: {r.detail[:200]}")
@@ -215,6 +224,8 @@ def main():
     ap.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     ap.add_argument("--chunk", type=int, default=50)
     ap.add_argument("--timeout", type=float, default=60)
+    ap.add_argument("--seconds", type=float, default=math.inf, help="for each backend")
+    ap.add_argument("--results", type=Path, default=common.target_dir() / "conformance", help="folder for whole results")
     ap.add_argument("--memory-mb", type=int, default=4096)
     args = ap.parse_args()
     program = common.find_program(args.bin)
@@ -233,7 +244,7 @@ def main():
         for complaint in runner.complaints[:10]:
             print(f"    CONTRACT {complaint}")
             wrong = True
-        common.write_json(common.target_dir() / "conformance" / f"{backend}.json",
+        common.write_json(args.results / f"{backend}.json",
                           {c: vars(r) for c, r in results.items()})
     if args.bless:
         write_list(args.list, listed)

@@ -1,16 +1,26 @@
 #!/usr/bin/env python3
-"""One peer as a child process: `peers.py PEER NAME ARGUMENTS-AS-JSON INPUTS.npz`.
+"""One peer as a child process: `peers.py PEER [--cpu]`.
 
-Prints a line of JSON when it is ready (what it is, and where it can, the output of the work in the file INPUTS.PEER.npy), then
-one for each line N of standard input: microseconds of one call on the device, of N one after the other.
+Starting is slow (imports, the device, the first compilation), so a peer starts once and is given one work after the other.
+It prints a line of JSON when it has started: what it is. Then it answers each line of standard input with one:
+
+    {"work": NAME, "arguments": [...], "folder": F, "weights": FILE or null}
+        the next work of works.py, with inputs F/x0.npy ...; answered when it is ready, its output in F/y.PEER.npy
+    N   microseconds of one call on the device, of N one after the other
+
+Before the next work it gives back what the last one held on the device. It ends where anything goes wrong, with the reason
+as the last line of standard error.
 
 Peers: `torch` (eager, as a CUDA graph), `torch-cublaslt` (likewise, products by cuBLASLt), `torch.compile`, `jax`. f32 means
-f32: TF32 is off everywhere. `--cpu` as the last argument tries a peer without a GPU.
+f32: TF32 is off everywhere. `copy` is none, but a ceiling: whatever the work, it copies memory of the device with torch, and
+says how many bytes that reads and writes. `--cpu` tries a peer without a GPU.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +29,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import works
+
+# What `copy` copies: more than any cache holds.
+COPIED = 512 << 20
 
 
 def torch_operations(torch):
@@ -83,63 +96,107 @@ def runs(tape: works.Tape, operations):
     return run
 
 
-def torch_peer(peer, tape, arrays, weights, cpu):
-    import torch
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    if peer == "torch-cublaslt":
-        torch.backends.cuda.preferred_blas_library("cublaslt")
-    device = "cpu" if cpu else "cuda"
-    x, w = ([torch.from_numpy(a).to(device) for a in all] for all in (arrays, weights))
-    work = runs(tape, torch_operations(torch))
+class Torch:
+    """PyTorch, and what it runs now."""
 
-    class Work(torch.nn.Module):
-        """With the weights as parameters: what a recording of torch.compile need not copy."""
+    def __init__(self, peer, cpu):
+        import torch
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        if peer == "torch-cublaslt":
+            torch.backends.cuda.preferred_blas_library("cublaslt")
+        self.torch, self.peer, self.cpu = torch, peer, cpu
+        self.device = "cpu" if cpu else "cuda"
+        # what a recorded graph reads, which does not hold it itself
+        self.graph, self.held = None, []
+        self.operations = torch_operations(torch)
+        self.about = {"torch": torch.__version__, "device": "cpu" if cpu else torch.cuda.get_device_name()}
+        torch.set_grad_enabled(False)
+        self.first_calls()
 
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.ParameterList([torch.nn.Parameter(t, requires_grad=False) for t in w])
+    def first_calls(self):
+        """Loads what the first product, convolution and compilation load."""
+        x = self.torch.ones(64, 64, device=self.device)
+        self.torch.nn.functional.conv2d((x @ x)[None, None], x[None, None, :3, :3])
+        if self.peer == "torch.compile":
+            self.torch.compile(lambda x: (x + 1).sum(0), dynamic=False)(x)
 
-        def forward(self, *x):
-            return work(x, list(self.w))
+    def free(self):
+        if self.graph:
+            self.graph.reset()
+        self.graph, self.held = None, []
+        if self.peer == "torch.compile":
+            self.torch._dynamo.reset()
+        gc.collect()
+        if not self.cpu:
+            self.torch._C._cuda_clearCublasWorkspaces()
+            self.torch.cuda.empty_cache()
 
-    run = Work().eval()
-    if peer == "torch.compile":
-        for t in x:
-            torch._dynamo.mark_static_address(t)
-        run = torch.compile(run, mode=None if cpu else "reduce-overhead")
-    torch.set_grad_enabled(False)
-    about = {"torch": torch.__version__, "device": "cpu" if cpu else torch.cuda.get_device_name()}
-    if cpu:
+    def copy(self):
+        n = COPIED // (64 if self.cpu else 1) // 4
+        x = self.torch.ones(n, device=self.device)
+        y = self.torch.empty_like(x)
+        return {"bytes": 2 * 4 * n}, None, self.timed(lambda: y.copy_(x))
+
+    def work(self, tape, arrays, weights):
+        """What to say of it, its output, and what measures so many calls."""
+        torch, cpu = self.torch, self.cpu
+        if self.peer == "copy":
+            return self.copy()
+        x, w = ([torch.from_numpy(a).to(self.device) for a in all] for all in (arrays, weights))
+        work = runs(tape, self.operations)
+
+        class Work(torch.nn.Module):
+            """With the weights as parameters: what a recording of torch.compile need not copy."""
+
+            def __init__(self):
+                super().__init__()
+                self.w = torch.nn.ParameterList([torch.nn.Parameter(t, requires_grad=False) for t in w])
+
+            def forward(self, *x):
+                return work(x, list(self.w))
+
+        run = Work().eval()
+        if self.peer == "torch.compile":
+            for t in x:
+                torch._dynamo.mark_static_address(t)
+            # sizes that differ from the last work's are none that vary
+            run = torch.compile(run, mode=None if cpu else "reduce-overhead", dynamic=False)
         call = lambda: run(*x)
-        return about, call().numpy(), by_clock(call, lambda _: None)
-    for _ in range(3):
-        y = run(*x).clone()
-    torch.cuda.synchronize()
-    call = lambda: run(*x)
-    if peer != "torch.compile":
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run(*x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run(*x)
-        call = graph.replay
-
-    def measure(n):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # the clock comes up again after the others' turns
-        call()
-        call()
-        begin.record()
-        for _ in range(n):
-            call()
-        end.record()
+        if cpu:
+            return {}, call().numpy(), self.timed(call)
+        for _ in range(3):
+            y = run(*x).clone()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end) * 1e3 / n
-    return about, y.cpu().numpy(), measure
+        if self.peer != "torch.compile":
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run(*x)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph, self.held = torch.cuda.CUDAGraph(), [x, run]
+            with torch.cuda.graph(self.graph):
+                run(*x)
+            call = self.graph.replay
+        return {}, y.cpu().numpy(), self.timed(call)
+
+    def timed(self, call):
+        torch = self.torch
+        if self.cpu:
+            return by_clock(call, lambda _: None)
+
+        def measure(n):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # the clock comes up again after the others' turns
+            call()
+            call()
+            begin.record()
+            for _ in range(n):
+                call()
+            end.record()
+            torch.cuda.synchronize()
+            return begin.elapsed_time(end) * 1e3 / n
+        return measure
 
 
 def by_clock(call, wait):
@@ -153,34 +210,62 @@ def by_clock(call, wait):
     return measure
 
 
-def jax_peer(tape, arrays, weights):
-    import os
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-    jax.config.update("jax_default_matmul_precision", "highest")
-    x, w = ([jax.device_put(a) for a in all] for all in (arrays, weights))
-    run = jax.jit(runs(tape, jax_operations(jax)))
-    y = np.asarray(run(x, w))
-    wait = lambda y: y.block_until_ready()
-    about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    return about, y, by_clock(lambda: run(x, w), wait)
+class Jax:
+    """JAX, and what it runs now."""
+
+    def __init__(self):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        import jax
+        jax.config.update("jax_default_matmul_precision", "highest")
+        self.jax, self.held = jax, []
+        self.operations = jax_operations(jax)
+        self.about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+        jax.jit(lambda x: x @ x)(np.ones((64, 64), np.float32)).block_until_ready()
+
+    def free(self):
+        for x in self.held:
+            x.delete()
+        self.held = []
+        self.jax.clear_caches()
+        gc.collect()
+
+    def work(self, tape, arrays, weights):
+        x, w = ([self.jax.device_put(a) for a in all] for all in (arrays, weights))
+        self.held = [*x, *w]
+        run = self.jax.jit(runs(tape, self.operations))
+        y = np.asarray(run(x, w))
+        return {}, y, by_clock(lambda: run(x, w), lambda y: y.block_until_ready())
+
+
+def prepared(runner, peer, told):
+    """What to say when the work is ready, and what measures it."""
+    tape = getattr(works, told["work"])(*told["arguments"])
+    folder = Path(told["folder"])
+    # mapped, and as if it were writable: torch warns otherwise
+    mapped = lambda path: np.asarray(np.load(path, mmap_mode="c"))
+    arrays = [mapped(folder / f"x{i}.npy") for i in range(len(tape.inputs))]
+    weights = tape.parts(mapped(told["weights"])) if told["weights"] else []
+    about, y, measure = runner.work(tape, arrays, weights)
+    if y is not None:
+        np.save(folder / f"y.{peer}.npy", y)
+    measure(2)
+    return about, measure
 
 
 def main():
-    peer, name, arguments, inputs, *more = sys.argv[1:]
-    tape = getattr(works, name)(*json.loads(arguments))
-    with np.load(inputs) as given:
-        arrays = [given[f"x{i}"] for i in range(len(tape.inputs))]
-    weights = tape.arrays()
-    if peer == "jax":
-        about, y, measure = jax_peer(tape, arrays, weights)
-    else:
-        about, y, measure = torch_peer(peer, tape, arrays, weights, "--cpu" in more)
-    np.save(f"{inputs}.{peer}.npy", y)
-    measure(2)
-    print(json.dumps(about), flush=True)
+    peer, *more = sys.argv[1:]
+    say = lambda said: print(json.dumps(said), flush=True)
+    runner = Jax() if peer == "jax" else Torch(peer, "--cpu" in more)
+    say(runner.about)
+    measure = None
     for line in sys.stdin:
-        print(json.dumps({"us": measure(int(line))}), flush=True)
+        if line.startswith("{"):
+            measure = None  # it holds on to the last work
+            runner.free()
+            about, measure = prepared(runner, peer, json.loads(line))
+            say(about)
+        else:
+            say({"us": measure(int(line))})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ kernelsmith compiles and what the peers run (peers.py). Weights are random, the 
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -104,23 +107,46 @@ class Tape:
     def ksg(self) -> str:
         return Text(self).text
 
-    def arrays(self) -> list[np.ndarray]:
-        """The weights, as kernelsmith makes them."""
-        return [random_constant(self.shapes[v], seed, deviation) for v, seed, deviation in self.weights]
+    # ---- weights ----
+
+    def write_weights(self, path: Path):
+        """The weights one after the other in a file .npy, as kernelsmith makes them. It takes a core some seconds for the
+        85 million numbers of BERT-base: all cores do it once, and everyone maps the file."""
+        import numpy as np
+        count = sum(math.prod(self.shapes[v]) for v, _, _ in self.weights)
+        flat = np.asarray(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count,)))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [pool.submit(fill, part.reshape(-1)[first:first + BLOCK], seed, deviation, first)
+                    for part, (_, seed, deviation) in zip(self.parts(flat), self.weights)
+                    for first in range(0, part.size, BLOCK)]
+            for job in jobs:
+                job.result()
+
+    def parts(self, flat: np.ndarray) -> list[np.ndarray]:
+        """Each weight's part of all numbers."""
+        found, first = [], 0
+        for v, _, _ in self.weights:
+            n = math.prod(self.shapes[v])
+            found.append(flat[first:first + n].reshape(self.shapes[v]))
+            first += n
+        return found
 
 
-def random_constant(shape, seed, deviation) -> np.ndarray:
-    """Element i of `random(seed, 0, deviation)` is a normal number by Box and Muller of words 2 i and 2 i + 1 of SplitMix64."""
+# Numbers that a thread makes at a time: what it needs on the way stays in its cache.
+BLOCK = 1 << 16
+
+
+def fill(x: np.ndarray, seed: int, deviation: float, first: int):
+    """Elements of `random(seed, 0, deviation)` from `first` on. Element i is a normal number by Box and Muller of words 2 i and
+    2 i + 1 of SplitMix64."""
     import numpy as np
-    n = math.prod(shape)
-    i = np.arange(2 * n, dtype=np.uint64)
+    i = np.arange(2 * first, 2 * (first + len(x)), dtype=np.uint64)
     z = np.uint64(seed) + (i + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     u = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64)
     u1, u2 = (u[0::2] + 1) / 2**53, u[1::2] / 2**53
-    x = np.sqrt(-2 * np.log(u1)) * np.cos(2 * np.pi * u2)
-    return (deviation * x).astype(np.float32).reshape(shape)
+    x[:] = deviation * (np.sqrt(-2 * np.log(u1)) * np.cos(2 * np.pi * u2))
 
 
 class Text:

@@ -2,8 +2,11 @@
 
 import struct
 import sys
+import tempfile
+import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -25,50 +28,99 @@ def says(us) -> list[str]:
     return contestant(f"print('{{\"us\": {us}}}', flush=True)")
 
 
+def contest(argv: dict, rounds, seconds) -> dict:
+    all_of_them = [children.Contestant(name, a) for name, a in argv.items()]
+    try:
+        return children.contest(all_of_them, rounds, time.monotonic(), seconds)
+    finally:
+        for c in all_of_them:
+            c.end()
+
+
 class Contest(unittest.TestCase):
     def test_medians_and_ratios(self):
-        found = children.contest({"ours": says(20.0), "slow": says(50.0), "fast": says(10.0)}, 3, 30)
+        found = contest({"ours": says(20.0), "slow": says(50.0), "fast": says(10.0)}, 3, 30)
         self.assertEqual(found["us"], {"ours": 20.0, "slow": 50.0, "fast": 10.0})
         self.assertEqual(found["ratios"], {"slow": 2.5, "fast": 0.5})
         self.assertEqual(found["could_not"], {})
 
     def test_device_times_of_ours(self):
         ours = contestant("print('{\"times_ms\": [1.0], \"device_us\": 7.5}', flush=True)")
-        self.assertEqual(children.contest({"ours": ours}, 2, 30)["us"], {"ours": 7.5})
+        self.assertEqual(contest({"ours": ours}, 2, 30)["us"], {"ours": 7.5})
 
     def test_who_cannot_costs_nobody_else(self):
         dies = [sys.executable, "-c", "raise SystemExit('no such device')"]
         later = contestant("sys.exit('gone') if n > 3 else print('{\"us\": 1.0}', flush=True)")
-        found = children.contest({"ours": says(20.0), "dies": dies, "later": later}, 3, 30)
+        found = contest({"ours": says(20.0), "dies": dies, "later": later}, 3, 30)
         self.assertEqual(found["us"], {"ours": 20.0})
         self.assertEqual(found["could_not"], {"dies": "no such device", "later": "gone"})
 
     def test_a_hang_ends_in_time(self):
         hangs = contestant("time.sleep(60)")
-        found = children.contest({"ours": says(20.0), "hangs": hangs}, 2, 3)
+        with mock.patch.object(children, "TURN_SECONDS", 1.0):
+            found = contest({"ours": says(20.0), "hangs": hangs}, 2, 3)
         self.assertIn("in time", found["could_not"]["hangs"])
 
     def test_without_ours_the_item_is_wrong(self):
-        found = children.contest({"ours": [sys.executable, "-c", "raise SystemExit('broken')"], "a": says(1)}, 2, 30)
+        found = contest({"ours": [sys.executable, "-c", "raise SystemExit('broken')"], "a": says(1)}, 2, 30)
         self.assertEqual((found["ok"], found["said"]), (False, "broken"))
+
+    def test_peers_start_once_and_anew_after_they_failed(self):
+        # says who it is; ready for each work but "bad", where it ends
+        body = ("import json, os, sys\nprint(json.dumps({'pid': os.getpid()}), flush=True)\nfor line in sys.stdin:\n"
+                "    told = json.loads(line)\n    if told == {'work': 'bad'}: sys.exit('too bad')\n"
+                "    print('{\"us\": 3.0}' if isinstance(told, int) else '{}', flush=True)")
+        peers = children.Peers({"peer": [sys.executable, "-c", body]})
+        self.addCleanup(peers.end)
+        peers.start(["peer"])
+
+        def of(work):
+            told, left_out = peers.tell(["peer"], {"work": work}, time.monotonic() + 20)
+            self.assertEqual(left_out, {})
+            return children.contest(told, 2, time.monotonic(), 20)
+        first, second, bad, third = of("a"), of("b"), of("bad"), of("c")
+        self.assertEqual([f["us"] for f in (first, second, bad, third)], [{"peer": 3.0}] * 2 + [{}] + [{"peer": 3.0}])
+        self.assertEqual(bad["could_not"], {"peer": "too bad"})
+        self.assertEqual(first["about"], second["about"])
+        self.assertNotEqual(first["about"], third["about"])
+
+    def test_a_peer_that_cannot_start_is_not_waited_for_again(self):
+        peers = children.Peers({"gone": [sys.executable, "-c", "raise SystemExit('no such module')"],
+                                "slow": [sys.executable, "-c", "import time; time.sleep(60)"]})
+        self.addCleanup(peers.end)
+        for _ in range(2):
+            told, left_out = peers.tell(["gone", "slow"], {}, time.monotonic() + 1)
+            self.assertEqual(told, [])
+            self.assertEqual(left_out, {"gone": "has not started: no such module", "slow": "is still starting"})
+        with mock.patch.object(children, "START_SECONDS", 0.0):
+            self.assertIn("has not started", peers.tell(["slow"], {}, time.monotonic() + 1)[1]["slow"])
 
     def test_table(self):
         row = {"ok": True, "run_ms": 1.5, "load_ms": 20.0, "kernels": 2, "device_us": 9.0, "bytes": 90_000,
-               "us": {"ours": 10.0, "torch": 12.0}, "ratios": {"torch": 1.2}, "could_not": {"jax": "not | there"},
-               "about": {"torch": {"torch": "2.0"}}}
+               "us": {"ours": 10.0, "torch": 12.0, "copy": 15.0}, "ratios": {"torch": 1.2, "copy": 1.5},
+               "could_not": {"jax": "not | there"}, "about": {"torch": {"torch": "2.0"}, "copy": {"bytes": 180_000}}}
         results = {"golden": {"xor": {"ok": False, "said": "a | b"}}, "kernels": {"exp": row}}
         text = children.report("cuda", False, results, ["torch", "jax"])
         self.assertIn("| golden | xor | **wrong** a / b |", text)
-        self.assertIn("| exp | 10.0 | 9 | 12.0 (1.20) | 1.500 | 20 | 2 |", text)
+        self.assertIn("| exp | 10.0 | 9 | 0.75 | 12.0 (1.20) | 1.500 | 20 | 2 |", text)
         self.assertIn("- torch: torch 2.0", text)
 
 
 class Works(unittest.TestCase):
-    def test_constants(self):
-        # elements of `random(seed=33, mean=0.0, std=1.0)`, as the reference interpreter makes them
-        x = works.random_constant((2, 3), 33, 1.0)
+    def test_weights(self):
+        # the first: elements of `random(seed=33, mean=0.0, std=1.0)`, as the reference interpreter makes them
+        t = works.Tape()
+        t.weight(2, 3, fan_in=1, seed=33)
+        t.weight(works.BLOCK + 5, fan_in=4, seed=7)
+        with tempfile.TemporaryDirectory() as tmp:
+            t.write_weights(Path(tmp) / "w.npy")
+            x, y = t.parts(np.load(Path(tmp) / "w.npy"))
         self.assertEqual((x.shape, x.dtype), ((2, 3), np.float32))
         np.testing.assert_allclose(x[0], [1.670316, 0.841840, 0.766181], rtol=1e-4)
+        # blocks follow each other
+        end = np.empty(10, np.float32)
+        works.fill(end, 7, 0.5, works.BLOCK - 5)
+        np.testing.assert_allclose(y[-10:], end, rtol=1e-6)
 
     def test_shapes(self):
         t = works.resnet(1, 224, [3, 4, 6, 3], 64)

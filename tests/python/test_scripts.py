@@ -90,6 +90,13 @@ class Conformance(WithProgram):
         self.assertEqual(status, 0, "nothing is listed yet")
         self.assertEqual(results, dict(zip(self.CASES, ("crash", "pass", "timeout", "pass"))))
 
+    def test_what_the_time_is_not_enough_for_is_no_failure(self):
+        conformance.write_list(self.list, {"node/test_b": {"cranelift"}})
+        self.pretend(FAKE_CASES={"test_b": "hang"})
+        status, results, out = self.run_it("--chunk", "100", "--timeout", "60", "--seconds", "2")
+        self.assertEqual((status, results), (0, dict.fromkeys(self.CASES, conformance.NOT_RUN) | {"node/test_a": "pass"}))
+        self.assertIn("1 of 1 pass (100.0%), 3 not run", out)
+
     def test_contract(self):
         self.pretend(FAKE_CASES={"test_a": "garbage"})
         status, results, out = self.run_it()
