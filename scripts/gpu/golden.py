@@ -254,7 +254,7 @@ class Replay:
             wait = START_SECONDS
             try:
                 while True:
-                    said = process.answer(min(self.until, time.monotonic() + wait))
+                    _, said = process.answer(min(self.until, time.monotonic() + wait))
                     if "end" in said:
                         return
                     if "about" in said:

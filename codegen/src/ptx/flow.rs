@@ -294,26 +294,22 @@ impl Emitter<'_> {
             self.repeat(&counter, lo, hi, step, 1, &regs, body)?;
             return self.define(results, &regs);
         };
+        let trips = match (lo, hi) {
+            (Operand::Int(lo), Operand::Int(hi)) => Some((hi.saturating_sub(lo).max(1) - 1) / by + 1),
+            _ => None,
+        };
         // so many copies at a time, then what is left
+        let most = trips.map_or(most, |n| (n - 1) / ((n - 1) / most + 1) + 1);
         let (last, mut rest) = ((most - 1) * by, lo);
         let until = match hi {
             Operand::Int(hi) => Operand::Int(hi.saturating_sub(last)),
             hi => self.binary(Binary::Sub, ty, class, hi, Operand::Int(last)).into(),
         };
-        match (lo, until) {
-            (Operand::Int(lo), Operand::Int(until)) if lo >= until => {}
-            _ => {
-                self.repeat(&counter, lo, until, step, most, &regs, body)?;
-                rest = counter.reg.into();
-            }
+        if !matches!((lo, until), (Operand::Int(lo), Operand::Int(until)) if lo >= until) {
+            self.repeat(&counter, lo, until, step, most, &regs, body)?;
+            rest = counter.reg.into();
         }
-        let trips = match (lo, hi) {
-            (Operand::Int(lo), Operand::Int(hi)) => {
-                Some(hi.saturating_sub(lo).max(0).cast_unsigned().div_ceil(by.cast_unsigned()))
-            }
-            _ => None,
-        };
-        if trips.is_none_or(|n| n % most.cast_unsigned() != 0) {
+        if trips.is_none_or(|n| n % most != 0) {
             self.repeat(&counter, rest, hi, step, 1, &regs, body)?;
         }
         self.define(results, &regs)

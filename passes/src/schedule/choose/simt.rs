@@ -14,9 +14,10 @@ const WIDE: u32 = 128;
 const MOST_READS: usize = 48;
 /// Warps that share a row, at most.
 const MOST_WARPS: u32 = 16;
-/// Warps that a multiprocessor holds, and the part of its cache that their rows may fill.
+/// Warps that a multiprocessor holds, and of the cache of the target, which is half of that of an H100, how much their rows
+/// may fill.
 const RESIDENT: f64 = 64.0;
-const CACHED: f64 = 0.5;
+const CACHED: f64 = 1.0;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
 const FULL: f64 = 4.0;
 
