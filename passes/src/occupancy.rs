@@ -5,8 +5,8 @@
 //! in a cycle. So a round takes what its schedulers have to issue, or what one warp issues and then waits for memory, whichever
 //! is longer.
 //!
-//! The numbers were fitted on an H100 to 470 kernels: 12 tiles, products of 49 to 4096 rows over 64 to 4608 steps in up to
-//! 36 parts. The deviation is 10 % (root of the mean square), and the tile with the least time by this model takes 5 % more than the best.
+//! The numbers were fitted on an H100 to 468 kernels: 11 tiles, products of 49 to 4096 rows over 64 to 4608 steps in up to
+//! 36 parts (`benches/results/2026-11-26-h100.json`). The deviation is 10 % (root of the mean square), and the tile with the least time by this model takes 5 % more than the best.
 
 /// Rows, columns and threads of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

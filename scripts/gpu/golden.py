@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Repeat launches with known results on a GPU.
 
-    scripts/gpu/golden.py cases.jsonl.xz [--json golden.json] [--jobs 12]
+    scripts/gpu/golden.py cases.jsonl.xz [--json golden.json] [--jobs 8]
     scripts/gpu/golden.py cases.jsonl.xz --driver libkernelsmith_ptx_driver.so     # the script itself, without a GPU
 
 Needs libcuda.so.1 and Python alone. scripts/gpu/cases.sh makes the cases; the module `golden` of runtime/ptx-interp says
@@ -329,7 +329,7 @@ def main():
     ap.add_argument("--json", type=Path, help="write results here")
     ap.add_argument("--only", metavar="SOURCE", help="forms, kernels or emitters")
     ap.add_argument("--driver", default="libcuda.so.1", help="the library with the driver's entry points")
-    ap.add_argument("--jobs", type=int, default=12)
+    ap.add_argument("--jobs", type=int, default=8)
     ap.add_argument("--case-seconds", type=float, default=10)
     ap.add_argument("--total", type=float, default=300, help="seconds for everything")
     ap.add_argument("--replay", nargs=2, type=int, help=argparse.SUPPRESS)
