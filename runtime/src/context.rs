@@ -1,6 +1,6 @@
 //! Execution: one context per concurrent caller.
 
-use crate::device::CallerStream;
+use crate::device::{CallerStream, Recording};
 use crate::error::{Result, RunError};
 use crate::exec::{Executor, HostOp, Observer, State};
 use crate::model::Model;
@@ -104,6 +104,21 @@ impl Context {
         let state = self.state.as_mut().map_err(|e| e.clone())?;
         let nanos = state.time_replays(times.max(1))?;
         Ok(nanos.map(|n| n as f64 / f64::from(times.max(1))))
+    }
+
+    /// Runs with these inputs that are timed kernel by kernel, as a GPU works on them: one recording, done again and again.
+    /// `None` where such runs are not replayed, as for [`Context::time_replays`]. States are as they were.
+    ///
+    /// # Errors
+    /// As for `run`.
+    pub fn timed_replays(&mut self, inputs: &[InputView<'_>]) -> Result<Option<TimedReplays<'_>>> {
+        if self.state.as_ref().map_err(|e| e.clone())?.queue.is_direct() {
+            return Ok(None);
+        }
+        self.warm_up(inputs)?;
+        let state = self.state.as_mut().map_err(|e| e.clone())?;
+        let recording = Executor::new(&self.model, state, &[], None).record_timed()?;
+        Ok(recording.map(|recording| TimedReplays { context: self, recording }))
     }
 
     /// As [`Context::run`], but comes back as soon as the work is handed to the device, where the host has no part in
@@ -213,5 +228,25 @@ impl Context {
     /// Kernels that were handed to the device so far.
     pub fn launches(&self) -> u64 {
         self.state.as_ref().map_or(0, |s| s.queue.launches())
+    }
+}
+
+/// What [`Context::timed_replays`] has recorded.
+pub struct TimedReplays<'c> {
+    recording: Box<dyn Recording>,
+    context: &'c mut Context,
+}
+
+impl TimedReplays<'_> {
+    /// Does the run once more. The observer is told of each kernel with the time from the end of the kernel before it to its own
+    /// end, as the device notes them: unlike [`Context::run_with`]'s it is without what the host takes to launch it, but
+    /// holds about a microsecond in which the device does. (Copies between kernels belong to none.) Buffers hold what the end of the
+    /// run left in them. Nanoseconds of the device for all kernels.
+    ///
+    /// # Errors
+    /// As for `run`.
+    pub fn run(&mut self, observer: Observer<'_>) -> Result<u64> {
+        let state = self.context.state.as_mut().map_err(|e| e.clone())?;
+        Executor::new(&self.context.model, state, &[], None).replay_timed(&*self.recording, observer)
     }
 }

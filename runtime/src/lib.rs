@@ -14,7 +14,7 @@ pub mod model;
 pub mod pool;
 mod states;
 
-pub use context::{Context, InputView, OutputView};
+pub use context::{Context, InputView, OutputView, TimedReplays};
 pub use device::{BinaryStore, CallerStream, Device, Gpu, GpuSettings};
 pub use error::{DeviceError, Result, RunError};
 pub use exec::{Event, HostOp, Observer};

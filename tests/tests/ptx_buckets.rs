@@ -5,7 +5,7 @@ use kernelsmith::interp::{Interp, Tolerance, compare};
 use kernelsmith::ir::build::Builder;
 use kernelsmith::ir::testing;
 use kernelsmith::ir::{DType, Dim, Module, Tensor};
-use kernelsmith::runtime::Context;
+use kernelsmith::runtime::{Context, Event};
 use kernelsmith::{CompileOptions, Compiled, DeviceChoice, StateSpec, arrays, compile_module, compiled};
 use std::process::Command;
 
@@ -133,6 +133,32 @@ fn warming_up_records() {
     assert_eq!(d.context.replays(), 5);
 }
 
+/// A recording is for as many rows as a state can hold; calls are told of with those that it does hold.
+#[test]
+fn timed_replays_leave_states_as_they_were() {
+    let compiled = compile_step();
+    let mut d = Decoder::new(&compiled);
+    d.step(5);
+    d.step(1);
+    let new = [d.input(1)];
+    let views = compiled::views(&new);
+    let describe = |e: &Event<'_>| {
+        let lens: Vec<usize> = e.args.iter().map(|&b| e.len(b)).collect();
+        (e.kernel, e.variant, e.origin, lens)
+    };
+    let mut plain = Vec::new();
+    d.context.run_with(&views, None, Some(&mut |e| plain.push(describe(e)))).unwrap();
+    d.context.truncate_states(6);
+    let mut replays = d.context.timed_replays(&views).unwrap().unwrap();
+    for _ in 0..2 {
+        let mut calls = Vec::new();
+        replays.run(&mut |e| calls.push(describe(e))).unwrap();
+        assert_eq!(calls, plain);
+    }
+    assert_eq!(d.context.state(0).unwrap().len, 6);
+    (0..3).for_each(|_| d.step(1));
+}
+
 /// Where the device has no memory for recordings, runs are plain ones.
 #[test]
 fn no_memory_for_recordings() {
@@ -141,6 +167,8 @@ fn no_memory_for_recordings() {
         let mut d = Decoder::new(&compiled);
         (0..6).for_each(|_| d.step(1));
         assert_eq!((d.context.replays(), d.context.recordings()), (0, (0, 0)));
+        let new = [d.input(1)];
+        assert!(d.context.timed_replays(&compiled::views(&new)).unwrap().is_none());
         return;
     }
     let out = Command::new(std::env::current_exe().unwrap())

@@ -2,9 +2,13 @@
 
 use crate::codes;
 use crate::context::put;
-use crate::stream::{BYTES_OF_NODE, Event, Graph, Stream, Work};
+use crate::stream::{BYTES_OF_EVENT, BYTES_OF_NODE, Event, Graph, Node, Stream, Work};
 use crate::world::within;
 use std::ffi::{c_uint, c_ulonglong, c_void};
+
+/// `CUevent_record_flags`
+const RECORD_DEFAULT: c_uint = 0;
+const RECORD_EXTERNAL: c_uint = 1;
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamCreate(stream: *mut usize, _flags: c_uint) -> u32 {
@@ -39,6 +43,7 @@ extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> 
 #[unsafe(no_mangle)]
 extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> u32 {
     within(|w| {
+        w.take(BYTES_OF_EVENT)?;
         let handle = w.handle();
         w.events.insert(handle, Event::default());
         put(event, handle)
@@ -47,12 +52,25 @@ extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuEventDestroy_v2(event: usize) -> u32 {
-    within(|w| w.events.remove(&event).map(|_| ()).ok_or(codes::INVALID_HANDLE))
+    within(|w| {
+        w.events.remove(&event).ok_or(codes::INVALID_HANDLE)?;
+        w.used -= BYTES_OF_EVENT;
+        Ok(())
+    })
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuEventRecord(event: usize, stream: usize) -> u32 {
     within(|w| w.record(event, stream))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuEventRecordWithFlags(event: usize, stream: usize, flags: c_uint) -> u32 {
+    within(|w| match flags {
+        RECORD_DEFAULT => w.record(event, stream),
+        RECORD_EXTERNAL => w.record_in_graph(event, stream),
+        _ => Err(codes::INVALID_VALUE),
+    })
 }
 
 /// An event is ready once somebody waited: this driver does nothing before.
@@ -150,9 +168,9 @@ extern "C" fn cuStreamBeginCapture_v2(stream: usize, _mode: c_uint) -> u32 {
 extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> u32 {
     within(|w| {
         let s = w.streams.get_mut(&stream).ok_or(codes::INVALID_HANDLE)?;
-        let work = s.capture.take().ok_or(codes::INVALID_VALUE)?;
+        let nodes = s.capture.take().ok_or(codes::INVALID_VALUE)?;
         let handle = w.handle();
-        w.graphs.insert(handle, Graph { work, ..Graph::default() });
+        w.graphs.insert(handle, Graph { nodes, ..Graph::default() });
         put(graph, handle)
     })
 }
@@ -160,14 +178,14 @@ extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn cuGraphInstantiateWithFlags(exec: *mut usize, graph: usize, _flags: c_ulonglong) -> u32 {
     within(|w| {
-        let work = w.graphs.get(&graph).ok_or(codes::INVALID_HANDLE)?.work.clone();
+        let nodes = w.graphs.get(&graph).ok_or(codes::INVALID_HANDLE)?.nodes.clone();
         if !w.settings.graphs {
             return Err(codes::OUT_OF_MEMORY);
         }
-        let bytes = BYTES_OF_NODE * work.len() as u64;
+        let bytes = BYTES_OF_NODE * nodes.len() as u64;
         w.take(bytes)?;
         let handle = w.handle();
-        w.graphs.insert(handle, Graph { work, launchable: true, bytes });
+        w.graphs.insert(handle, Graph { nodes, launchable: true, bytes });
         put(exec, handle)
     })
 }
@@ -176,8 +194,11 @@ extern "C" fn cuGraphInstantiateWithFlags(exec: *mut usize, graph: usize, _flags
 extern "C" fn cuGraphLaunch(exec: usize, stream: usize) -> u32 {
     within(|w| {
         let graph = w.graphs.get(&exec).filter(|g| g.launchable).ok_or(codes::INVALID_HANDLE)?;
-        let work = graph.work.clone();
-        work.into_iter().try_for_each(|piece| w.hand(stream, piece))
+        let nodes = graph.nodes.clone();
+        nodes.into_iter().try_for_each(|node| match node {
+            Node::Work(work) => w.hand(stream, work),
+            Node::Record(event) => w.record(event, stream),
+        })
     })
 }
 

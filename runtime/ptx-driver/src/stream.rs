@@ -55,7 +55,7 @@ pub(crate) enum Work {
 pub(crate) struct Stream {
     pub work: VecDeque<Work>,
     /// Work goes into a graph instead.
-    pub capture: Option<Vec<Work>>,
+    pub capture: Option<Vec<Node>>,
 }
 
 #[derive(Default)]
@@ -67,17 +67,26 @@ pub(crate) struct Event {
     pub at: Option<Duration>,
 }
 
+/// What a graph does at each launch.
+#[derive(Clone)]
+pub(crate) enum Node {
+    Work(Work),
+    /// Records an event anew.
+    Record(usize),
+}
+
 /// A captured graph, or one that can be launched.
 #[derive(Clone, Default)]
 pub(crate) struct Graph {
-    pub work: Vec<Work>,
+    pub nodes: Vec<Node>,
     pub launchable: bool,
     /// Device memory that it takes.
     pub bytes: u64,
 }
 
-/// Device memory for each piece of work in a graph that can be launched.
+/// Device memory for each node of a graph that can be launched, and for an event.
 pub(crate) const BYTES_OF_NODE: u64 = 512;
+pub(crate) const BYTES_OF_EVENT: u64 = 32;
 
 impl World {
     /// Hands work to a stream; 0 is the one that is always there.
@@ -87,7 +96,7 @@ impl World {
             _ => self.streams.get_mut(&stream).ok_or(codes::INVALID_HANDLE)?,
         };
         match &mut s.capture {
-            Some(capture) => capture.push(work),
+            Some(capture) => capture.push(Node::Work(work)),
             None => s.work.push_back(work),
         }
         Ok(())
@@ -122,5 +131,15 @@ impl World {
         e.stream = stream;
         let number = e.recorded;
         self.hand(stream, Work::Record { event, number })
+    }
+
+    /// Has the graph that a stream captures record an event at each launch.
+    pub fn record_in_graph(&mut self, event: usize, stream: usize) -> Res<()> {
+        if !self.events.contains_key(&event) {
+            return Err(codes::INVALID_HANDLE);
+        }
+        let capture = self.streams.get_mut(&stream).and_then(|s| s.capture.as_mut());
+        capture.ok_or(codes::INVALID_VALUE)?.push(Node::Record(event));
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! The CPU as a device: everything is done when it is handed over.
 
-use super::{Addr, CallerStream, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording};
+use super::{
+    Addr, CallerStream, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording, Times,
+};
 use crate::arena::Region;
 use crate::error::{DeviceError, Result, RunError};
 use crate::loader::CodeImage;
@@ -232,7 +234,7 @@ impl Queue for CpuQueue {
     }
 
     /// A host schedule costs next to nothing where no driver stands between.
-    fn record(&self) -> Result<bool> {
+    fn record(&self, _: bool) -> Result<bool> {
         Ok(false)
     }
 
@@ -245,6 +247,10 @@ impl Queue for CpuQueue {
     }
 
     unsafe fn replay_timed(&self, _: &dyn Recording, _: u32) -> Result<u64> {
+        Err(RunError::Program("a CPU records nothing".into()))
+    }
+
+    fn times(&self, _: &dyn Recording) -> Result<Times> {
         Err(RunError::Program("a CPU records nothing".into()))
     }
 

@@ -143,8 +143,9 @@ pub trait Queue: Send {
     /// Gives the kernels that are handed over, recorded or replayed from here on these values of the program's symbols.
     fn resize(&self, sizes: &[i64]) -> Result<()>;
     /// Begins to record instead of doing; false where this queue does not. Until [`Queue::recorded`] nothing may be
-    /// read, written or waited for, and sizes stay those of the last [`Queue::resize`].
-    fn record(&self) -> Result<bool>;
+    /// read, written or waited for, and sizes stay those of the last [`Queue::resize`]. `timed`: each replay notes when
+    /// its kernels begin and end, for [`Queue::times`].
+    fn record(&self, timed: bool) -> Result<bool>;
     /// Ends the recording.
     fn recorded(&self) -> Result<Box<dyn Recording>>;
     /// Does once more what was recorded on this queue, with the sizes of the last [`Queue::resize`].
@@ -157,12 +158,23 @@ pub trait Queue: Send {
     /// # Safety
     /// As for `replay`.
     unsafe fn replay_timed(&self, recording: &dyn Recording, times: u32) -> Result<u64>;
+    /// What the last replay of a recording took that is timed; it has been waited for.
+    fn times(&self, recording: &dyn Recording) -> Result<Times>;
     /// The host may follow addresses of the device, once what writes there is done, which is at once.
     fn is_direct(&self) -> bool;
     /// Gives back memory that is kept for the next launch. Everything handed over is done, and no recording is left.
     fn trim(&self);
     /// Kernels handed over so far.
     fn launches(&self) -> u64;
+}
+
+/// What a replay took, in nanoseconds of the device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Times {
+    /// Each kernel, in order. The device launches it within this time, which is about a microsecond.
+    pub kernels: Vec<u64>,
+    /// From the first kernel to the end of the last one.
+    pub whole: u64,
 }
 
 /// Work that a queue has recorded and can do again at the cost of one call.

@@ -58,10 +58,9 @@ impl Buckets {
     pub(super) fn recordings(&self) -> usize {
         self.all.iter().filter(|b| b.recorded.is_some()).count()
     }
-    /// What the last run, numbered `runs`, replayed: the recording and the sizes.
-    pub(super) fn last(&self, runs: u64) -> Option<(&dyn Recording, &[i64])> {
-        let last = self.all.iter().find(|b| b.used == runs)?.recorded.as_ref()?;
-        Some((&*last.recording, &last.syms))
+    /// What the last run, numbered `runs`, replayed.
+    fn last(&self, runs: u64) -> Option<&Recorded> {
+        self.all.iter().find(|b| b.used == runs)?.recorded.as_ref()
     }
     fn find(&self, key: &[i64]) -> Option<usize> {
         self.all.iter().position(|b| b.key == key)
@@ -77,7 +76,52 @@ impl Buckets {
     }
 }
 
+impl State {
+    /// Replays what the last run replayed, so many times; nanoseconds of the device for all of them. `None` where it replayed
+    /// nothing.
+    pub(crate) fn time_replays(&self, times: u32) -> Result<Option<u64>> {
+        let Some(r) = self.buckets.last(self.runs) else { return Ok(None) };
+        self.queue.begin()?;
+        self.queue.resize(&r.syms)?;
+        // SAFETY: no memory of this context has moved or gone since the last run, and that was a replay.
+        unsafe { self.queue.replay_timed(&*r.recording, times) }.map(Some)
+    }
+}
+
 impl Executor<'_> {
+    /// Records what the last run replayed once more, such that replays are timed. `None` where it replayed nothing, or
+    /// the device has no memory for this.
+    pub(crate) fn record_timed(&self) -> Result<Option<Box<dyn Recording>>> {
+        let Some(r) = self.state.buckets.last(self.state.runs) else { return Ok(None) };
+        self.state.queue.begin()?;
+        self.state.queue.resize(&r.syms)?;
+        match self.record(&r.tape, true) {
+            Err(RunError::Device(DeviceError::Memory { .. })) => Ok(None),
+            recording => recording,
+        }
+    }
+
+    /// Replays what [`Executor::record_timed`] has recorded; no run has come between. The observer is told of the calls
+    /// afterwards. Nanoseconds of the device.
+    pub(crate) fn replay_timed(&mut self, recording: &dyn Recording, observer: Observer<'_>) -> Result<u64> {
+        self.state.queue.begin()?;
+        // SAFETY: no memory of this context has moved or gone since it was recorded.
+        unsafe { self.state.queue.replay(recording) }?;
+        self.wait()?;
+        let times = self.state.queue.times(recording)?;
+        // outputs are those of the last run
+        let lens = self.state.lens.clone();
+        let State { buckets, syms, offsets, runs, .. } = &mut *self.state;
+        if let Some(r) = buckets.last(*runs) {
+            syms.copy_from_slice(&r.at);
+        }
+        offsets.fill(None);
+        let tape = self.go_through(&self.bounds(), times.kernels, &mut Some(observer));
+        self.state.lens = lens;
+        self.state.spare = Some(tape?);
+        Ok(times.whole)
+    }
+
     /// The steps of a run whose inputs are bound: replayed, recorded or plain.
     pub(super) fn steps_of_bucket(&mut self, observer: &mut Option<Observer<'_>>) -> Result<()> {
         let model = self.model;
@@ -147,7 +191,7 @@ impl Executor<'_> {
     /// Goes through the steps, and replays or records.
     fn other_sizes(&mut self, key: Vec<i64>) -> Result<()> {
         let (at, bounds) = (self.state.syms.clone(), self.bounds());
-        let tape = self.go_through(&bounds)?;
+        let tape = self.go_through(&bounds, Vec::new(), &mut None)?;
         if tape.is_unfit() {
             // with these sizes alone, or not at all
             self.state.spare = Some(tape);
@@ -172,7 +216,7 @@ impl Executor<'_> {
                 // SAFETY: the tape has just been written.
                 return unsafe { tape.hand_over(model, self.state) };
             }
-            None => match self.record(&tape) {
+            None => match self.record(&tape, false) {
                 Ok(Some(recording)) => (recording, tape),
                 // SAFETY: as above.
                 Ok(None) => return unsafe { tape.hand_over(model, self.state) },
@@ -195,8 +239,8 @@ impl Executor<'_> {
     }
 
     /// Records the work; `None` where this queue does not.
-    fn record(&mut self, tape: &Tape) -> Result<Option<Box<dyn Recording>>> {
-        if !self.state.queue.record()? {
+    fn record(&self, tape: &Tape, timed: bool) -> Result<Option<Box<dyn Recording>>> {
+        if !self.state.queue.record(timed)? {
             return Ok(None);
         }
         // SAFETY: nothing is done as yet; what is recorded is replayed as long as memory stays where it is.

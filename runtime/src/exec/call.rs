@@ -40,7 +40,7 @@ impl Executor<'_> {
                 scratch,
             };
             match &mut state.tape {
-                Some(tape) => tape.launch(&launch),
+                Some(tape) => nanos = tape.launch(&launch),
                 // SAFETY: every operand has the bytes that the program declares for the symbols as they are.
                 None => nanos = unsafe { state.queue.launch(&launch, observer.is_some()) }?,
             }

@@ -140,16 +140,6 @@ impl State {
         (self.buckets.recordings(), self.buckets.bytes())
     }
 
-    /// Replays what the last run replayed, so many times; nanoseconds of the device for all of them. `None` where it replayed
-    /// nothing.
-    pub(crate) fn time_replays(&self, times: u32) -> Result<Option<u64>> {
-        let Some((recording, sizes)) = self.buckets.last(self.runs) else { return Ok(None) };
-        self.queue.begin()?;
-        self.queue.resize(sizes)?;
-        // SAFETY: no memory of this context has moved or gone since the last run, and that was a replay.
-        unsafe { self.queue.replay_timed(recording, times) }.map(Some)
-    }
-
     /// Lets go of memory that is only kept so that the next run finds it; states stay.
     pub(crate) fn trim(&mut self, model: &Model) -> Result<()> {
         self.queue.begin()?;

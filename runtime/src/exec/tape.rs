@@ -1,6 +1,6 @@
 //! What a run would hand to its device, written down: the same for all sizes of a bucket, or the bucket has no recording.
 
-use super::{Executor, State};
+use super::{Executor, Observer, State};
 use crate::device::{Addr, Launch};
 use crate::error::{Result, RunError};
 use crate::model::Model;
@@ -20,6 +20,9 @@ pub(super) struct Tape {
     bounds: Vec<i64>,
     /// What stands against a recording that serves the whole bucket.
     unfit: bool,
+    launches: usize,
+    /// What the launches are known to take, in nanoseconds and in order.
+    nanos: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -29,13 +32,14 @@ enum Work {
 }
 
 impl Tape {
-    /// Nothing as yet, with these largest sizes.
-    pub(super) fn begin(mut self, bounds: &[i64]) -> Tape {
+    /// Nothing as yet, with these largest sizes and known times.
+    fn begin(mut self, bounds: &[i64], nanos: Vec<u64>) -> Tape {
         self.work.clear();
         self.bufs.clear();
         self.bounds.clear();
         self.bounds.extend_from_slice(bounds);
         self.unfit = false;
+        (self.launches, self.nanos) = (0, nanos);
         self
     }
 
@@ -48,12 +52,15 @@ impl Tape {
         self.work == other.work && self.bufs == other.bufs
     }
 
-    pub(super) fn launch(&mut self, l: &Launch<'_>) {
+    /// Writes a launch; the nanoseconds that it is known to take.
+    pub(super) fn launch(&mut self, l: &Launch<'_>) -> u64 {
         let begin = self.bufs.len();
         self.bufs.extend_from_slice(l.bufs);
         let &Launch { kernel, variant, origin, trip, scratch, .. } = l;
         let bufs = begin..self.bufs.len();
         self.work.push(Work::Launch { kernel, variant, origin, trip, scratch, bufs });
+        self.launches += 1;
+        self.nanos.get(self.launches - 1).copied().unwrap_or(0)
     }
 
     pub(super) fn copy(&mut self, to: Addr, from: Addr, len: usize) {
@@ -123,11 +130,17 @@ impl Executor<'_> {
     }
 
     /// Goes through the steps of a run whose inputs are bound, for sizes up to `bounds`. Memory is where it will be then.
-    pub(super) fn go_through(&mut self, bounds: &[i64]) -> Result<Tape> {
+    /// The observer is told `nanos` as the times of the launches, in order.
+    pub(super) fn go_through(
+        &mut self,
+        bounds: &[i64],
+        nanos: Vec<u64>,
+        observer: &mut Option<Observer<'_>>,
+    ) -> Result<Tape> {
         let tape = self.state.spare.take().unwrap_or_default();
-        self.state.tape = Some(tape.begin(bounds));
+        self.state.tape = Some(tape.begin(bounds, nanos));
         let model = self.model;
-        let done = self.steps(&model.program.steps, &mut None);
+        let done = self.steps(&model.program.steps, observer);
         let Some(mut tape) = self.state.tape.take() else {
             return Err(RunError::Program("a run within a run".into()));
         };

@@ -13,7 +13,7 @@ use kernelsmith::ir::graph::Origin;
 use kernelsmith::ir::prim::Combine;
 use kernelsmith::ir::testing::{Options as GraphOptions, random_graph};
 use kernelsmith::ir::{DType, Module, Tensor};
-use kernelsmith::runtime::{CallerStream, Context};
+use kernelsmith::runtime::{CallerStream, Context, Event};
 use kernelsmith::{CompileOptions, DeviceChoice, arrays, compile_module, compiled, import};
 use libloading::Library;
 use models::{bert, dims, lstm, resnet};
@@ -223,20 +223,118 @@ fn runs_can_be_waited_for_later() {
     assert!(context.output(0).is_none());
 }
 
+/// The library that models are loaded through.
+fn driver() -> &'static Library {
+    let name =
+        format!("{}kernelsmith_ptx_driver{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    // SAFETY: its initialisers have run.
+    let library = unsafe { Library::new(std::env::current_exe().unwrap().with_file_name(name)) };
+    Box::leak(Box::new(library.unwrap()))
+}
+
+/// Replays tell of the same calls as a plain run, with times that follow each other.
+#[test]
+fn replays_are_timed_by_kernel() {
+    let module = resnet();
+    let compiled = compile_module(module.clone(), &options()).unwrap();
+    let mut context = compiled.context();
+    let x = [arrays::random(DType::F32, vec![2, 3, 16, 16], 1)];
+    let describe = |e: &Event<'_>| {
+        let args: Vec<(usize, usize)> = e.args.iter().map(|&b| (b, e.len(b))).collect();
+        (e.kernel, e.variant, e.origin, args)
+    };
+    let mut plain = Vec::new();
+    context.run_with(&compiled::views(&x), None, Some(&mut |e| plain.push(describe(e)))).unwrap();
+    let (want, launches) = (compiled.outputs(&context).unwrap(), context.launches());
+    let mut replays = context.timed_replays(&compiled::views(&x)).unwrap().unwrap();
+    for _ in 0..3 {
+        let (mut calls, mut sum) = (Vec::new(), 0);
+        let tell = &mut |e: &Event<'_>| {
+            assert!(e.nanos > 0, "kernel {:?}", e.kernel);
+            sum += e.nanos;
+            calls.push(describe(e));
+        };
+        let whole = replays.run(tell).unwrap();
+        assert_eq!(calls, plain);
+        // no kernel is left out and none counts twice; the driver gives times in 32 bits
+        assert!(whole.abs_diff(sum) <= whole / 1000, "{sum} of {whole} ns");
+    }
+    // two runs were made for the recording
+    assert_eq!(context.launches() - launches, 5 * plain.len() as u64);
+    assert_eq!(compiled.outputs(&context).unwrap(), want);
+    // runs go on as before
+    let (replays, recordings) = (context.replays(), context.recordings());
+    for seed in 2..4 {
+        let x = [arrays::random(DType::F32, vec![2, 3, 16, 16], seed)];
+        let got = compiled.run(&mut context, &x).unwrap();
+        let want = Interp::new(&module).run(&x).unwrap();
+        assert!(compare(&got[0], &want[0], Tolerance::of_network(DType::F32)).passes());
+    }
+    assert_eq!((context.replays(), context.recordings()), (replays + 2, recordings));
+}
+
+#[test]
+fn what_is_not_replayed_is_not_timed_in_replays() {
+    let tokens: Vec<i64> = (0..12).map(|i| i * 7 % 50).collect();
+    let host_loop =
+        (compile_module(lstm(), &options()).unwrap(), vec![Tensor::from_i64(vec![4, 3], &tokens)]);
+    let (module, inputs) = of_examples("xor", 4);
+    let cpu = (compile_module(module, &CompileOptions::default()).unwrap(), inputs);
+    for (compiled, inputs) in [host_loop, compile_xor(true).unwrap(), cpu] {
+        let mut context = compiled.context();
+        assert!(context.timed_replays(&compiled::views(&inputs)).unwrap().is_none());
+        assert!(compiled.run(&mut context, &inputs).is_ok());
+    }
+}
+
+/// Graph and events of timed replays go with them; in a process of its own, whose memory nobody else uses.
+#[test]
+fn timed_replays_give_their_memory_back() {
+    if std::env::var_os("KS_TIMED_CHILD").is_none() {
+        let out = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "timed_replays_give_their_memory_back", "--nocapture"])
+            .env("KS_TIMED_CHILD", "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+        return;
+    }
+    let (compiled, inputs) = compile_xor(false).unwrap();
+    let mut context = compiled.context();
+    context.warm_up(&compiled::views(&inputs)).unwrap();
+    let library = driver();
+    let free = || {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the driver's signature; this thread is in its context.
+        unsafe {
+            let info = library.get::<unsafe extern "C" fn(*mut usize, *mut usize) -> u32>("cuMemGetInfo_v2");
+            assert_eq!(info.unwrap()(&mut free, &mut total), 0);
+        }
+        free
+    };
+    let before = free();
+    for _ in 0..3 {
+        let mut replays = context.timed_replays(&compiled::views(&inputs)).unwrap().unwrap();
+        let mut kernels = 0;
+        replays.run(&mut |_| kernels += 1).unwrap();
+        assert!(kernels > 1 && free() < before);
+        drop(replays);
+        assert_eq!(free(), before);
+    }
+}
+
 /// A stream of the caller: runs are in its order, and it outlives the context.
 #[test]
 fn runs_on_a_stream_of_the_caller() {
     let (compiled, inputs) = compile_xor(false).unwrap();
     let want = compiled.run(&mut compiled.context(), &inputs).unwrap();
-    let name =
-        format!("{}kernelsmith_ptx_driver{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    let driver = std::env::current_exe().unwrap().with_file_name(name);
     let mut handle = std::ptr::null_mut::<c_void>();
     // SAFETY: the library is the one that the model has been loaded through, so that this thread is in its context; the
     // signatures are the driver's.
     let (wait, destroy, on) = unsafe {
         type OfStream = unsafe extern "C" fn(*mut c_void) -> u32;
-        let library: &'static Library = Box::leak(Box::new(Library::new(driver).unwrap()));
+        let library = driver();
         let create =
             library.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> u32>("cuStreamCreate").unwrap();
         assert_eq!(create(&mut handle, 1), 0);

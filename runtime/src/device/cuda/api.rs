@@ -98,6 +98,7 @@ functions! {
     event_create = "cuEventCreate"(event: *mut cu::CUevent, flags: c_uint);
     event_destroy = "cuEventDestroy_v2"(event: cu::CUevent);
     event_record = "cuEventRecord"(event: cu::CUevent, stream: cu::CUstream);
+    event_record_with_flags = "cuEventRecordWithFlags"(event: cu::CUevent, stream: cu::CUstream, flags: c_uint);
     event_query = "cuEventQuery"(event: cu::CUevent);
     event_elapsed_time = "cuEventElapsedTime"(ms: *mut f32, begin: cu::CUevent, end: cu::CUevent);
     stream_begin_capture = "cuStreamBeginCapture_v2"(stream: cu::CUstream, mode: cu::CUstreamCaptureMode);

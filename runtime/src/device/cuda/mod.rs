@@ -1,6 +1,7 @@
 //! NVIDIA GPUs through the CUDA driver, or through any library that exports its entry points.
 
 mod api;
+mod graph;
 mod memory;
 mod queue;
 mod virtual_memory;

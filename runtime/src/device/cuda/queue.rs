@@ -1,13 +1,13 @@
 //! A stream of one caller, with the status word that its kernels write to.
 
-use super::super::{Addr, CallerStream, IndexFailure, Launch, Memory, Queue, Recording};
+use super::super::{Addr, CallerStream, IndexFailure, Launch, Memory, Queue, Recording, Times};
 use super::api::Failure;
+use super::graph::{Clock, Graph, Record};
 use super::memory::{DeviceMemory, PinnedMemory};
-use super::{CudaCode, Driver, Entry, OUT_OF_MEMORY, is_sticky};
+use super::{CudaCode, Entry, is_sticky};
 use crate::error::{DeviceError, Result, RunError};
 use cudarc::driver::sys as cu;
 use format::abi::KernelStatus;
-use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -56,37 +56,7 @@ struct Inner {
     launches: u64,
     /// Something may have written to the status word since the last wait.
     dirty: bool,
-    /// Kernels and origins of the recording in progress.
-    recording: Option<Vec<(usize, usize)>>,
-}
-
-/// An instantiated graph.
-struct Graph {
-    driver: Arc<Driver>,
-    exec: cu::CUgraphExec,
-    kernels: Vec<(usize, usize)>,
-    bytes: usize,
-}
-
-// SAFETY: a handle of the driver.
-unsafe impl Send for Graph {}
-
-impl Recording for Graph {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if self.driver.enter().is_ok() {
-            // SAFETY: ours; whoever replayed it has waited, or the driver does.
-            let _ = unsafe { self.driver.api.graph_exec_destroy(self.exec) };
-        }
-    }
+    recording: Option<Record>,
 }
 
 struct Stream {
@@ -172,7 +142,7 @@ impl CudaQueue {
     fn error(&self, inner: &Inner, f: Failure) -> RunError {
         let code = &self.code;
         if !is_sticky(f.code) {
-            return code.driver.error(f).into();
+            return code.driver.memory_error(f, 0).into();
         }
         let message = format!("{} ({}, {})", f.text, f.name, f.code);
         code.driver.error(f);
@@ -242,11 +212,23 @@ impl CudaQueue {
         let recorded = unsafe { api.event_record(end, self.stream.handle) };
         self.check(inner, recorded)?;
         self.wait_for(inner)?;
+        self.between(inner, [begin, end])
+    }
+
+    /// Nanoseconds from one event to another; both are done.
+    fn between(&self, inner: &Inner, [begin, end]: [cu::CUevent; 2]) -> Result<u64> {
         let mut ms = 0.0;
-        // SAFETY: both events are done.
-        let timed = unsafe { api.event_elapsed_time(&mut ms, begin, end) };
+        // SAFETY: two events that are alive; writes a number.
+        let timed = unsafe { self.code.driver.api.event_elapsed_time(&mut ms, begin, end) };
         self.check(inner, timed)?;
         Ok((f64::from(ms) * 1e6) as u64)
+    }
+
+    /// Does something with the events of the recording in progress, if it has any.
+    fn clock(&self, inner: &mut Inner, f: fn(&mut Clock, cu::CUstream) -> Result<(), Failure>) -> Result<()> {
+        let clock = inner.recording.as_mut().and_then(|r| r.clock.as_mut());
+        let done = clock.map_or(Ok(()), |c| f(c, self.stream.handle));
+        self.check(inner, done)
     }
 
     /// Blocks of the grid: a warp, or a block, for each iteration, as far as that pays.
@@ -299,10 +281,9 @@ impl Queue for CudaQueue {
         inner.values.push(self.status.base().addr() as u64);
         inner.params.clear();
         inner.params.extend(inner.values.iter_mut().map(|v| (&raw mut *v).cast::<c_void>()));
-        let (params, stream) = (inner.params.as_mut_ptr(), self.stream.handle);
-        let api = &driver.api;
+        let (api, stream) = (&driver.api, self.stream.handle);
         match &mut inner.recording {
-            Some(kernels) => kernels.push((l.kernel, l.origin)),
+            Some(record) => record.kernels.push((l.kernel, l.origin)),
             None => {
                 inner.pending.push((l.kernel, l.origin));
                 inner.dirty = true;
@@ -312,6 +293,8 @@ impl Queue for CudaQueue {
         if timed {
             self.begin_timing(inner)?;
         }
+        self.clock(inner, Clock::begin)?;
+        let params = inner.params.as_mut_ptr();
         // SAFETY: the parameters are those of the kernel, in its order (`codegen::ptx`), and the driver copies them;
         // what they lead to holds what the program declares, which the caller vouches for.
         let launched = unsafe {
@@ -340,6 +323,7 @@ impl Queue for CudaQueue {
             let message = format!("{} ({}, {})", f.text, f.name, f.code);
             return Err(DeviceError::Launch { kernel, message }.into());
         }
+        self.clock(inner, Clock::end)?;
         if !timed {
             if driver.settings.check_launches && inner.recording.is_none() {
                 self.wait_for(inner)?;
@@ -350,11 +334,12 @@ impl Queue for CudaQueue {
     }
 
     unsafe fn copy(&self, to: Addr, from: Addr, len: usize) -> Result<()> {
-        let inner = self.inner.borrow();
         let (to, from) = (to.addr() as u64, from.addr() as u64);
         if to == from {
             return Ok(());
         }
+        let mut inner = self.inner.borrow_mut();
+        self.clock(&mut inner, Clock::pass)?;
         // SAFETY: the caller's contract.
         let copied = unsafe { self.code.driver.api.memcpy_dtod_async(to, from, len, self.stream.handle) };
         self.check(&inner, copied)
@@ -424,7 +409,7 @@ impl Queue for CudaQueue {
         self.hand_sizes(&mut self.inner.borrow_mut(), sizes)
     }
 
-    fn record(&self) -> Result<bool> {
+    fn record(&self, timed: bool) -> Result<bool> {
         let driver = &self.code.driver;
         // the streams that every context has from the start (handles 0 to 2) cannot record
         if driver.settings.check_launches || self.stream.handle.addr() <= 2 {
@@ -436,14 +421,17 @@ impl Queue for CudaQueue {
         // SAFETY: our stream, which records nothing yet.
         let begun = unsafe { driver.api.stream_begin_capture(self.stream.handle, mode) };
         self.check(&inner, begun)?;
-        inner.recording = Some(Vec::new());
+        let clock = timed.then(|| Clock::new(driver.clone()));
+        inner.recording = Some(Record { kernels: Vec::new(), clock });
         Ok(true)
     }
 
     fn recorded(&self) -> Result<Box<dyn Recording>> {
         let driver = &self.code.driver;
         let mut inner = self.inner.borrow_mut();
-        let kernels = inner.recording.take().unwrap_or_default();
+        let Some(Record { kernels, clock }) = inner.recording.take() else {
+            return Err(RunError::Program("nothing is recorded".into()));
+        };
         let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
         let free = driver.free_memory();
         // SAFETY: our stream, which records; the graph is destroyed once the executable form has been made of it.
@@ -452,22 +440,14 @@ impl Queue for CudaQueue {
             self.check(&inner, ended)?;
             let made = driver.api.graph_instantiate(&mut exec, graph, 0);
             let gone = driver.api.graph_destroy(graph);
-            if let Err(f) = made {
-                if f.code == OUT_OF_MEMORY {
-                    return Err(driver.memory_error(f, 0).into());
-                }
-                return Err(self.error(&inner, f));
-            }
-            self.check(&inner, gone)?;
+            self.check(&inner, made.and(gone))?;
         }
         let bytes = free.saturating_sub(driver.free_memory());
-        Ok(Box::new(Graph { driver: driver.clone(), exec, kernels, bytes }))
+        Ok(Box::new(Graph { driver: driver.clone(), exec, kernels, clock, bytes }))
     }
 
     unsafe fn replay(&self, recording: &dyn Recording) -> Result<()> {
-        let Some(graph) = recording.as_any().downcast_ref::<Graph>() else {
-            return Err(RunError::Program("a recording of another device".into()));
-        };
+        let graph = graph(recording)?;
         let mut inner = self.inner.borrow_mut();
         // SAFETY: made of work of this queue, whose addresses are good, as the caller says.
         let launched = unsafe { self.code.driver.api.graph_launch(graph.exec, self.stream.handle) };
@@ -488,6 +468,17 @@ impl Queue for CudaQueue {
         self.end_timing(&mut self.inner.borrow_mut())
     }
 
+    fn times(&self, recording: &dyn Recording) -> Result<Times> {
+        let Some(clock) = &graph(recording)?.clock else {
+            return Err(RunError::Program("a recording without times".into()));
+        };
+        self.code.driver.enter()?;
+        let inner = self.inner.borrow();
+        let kernels = clock.kernels().map(|k| self.between(&inner, k)).collect::<Result<_>>()?;
+        let whole = clock.whole().map_or(Ok(0), |w| self.between(&inner, w))?;
+        Ok(Times { kernels, whole })
+    }
+
     fn is_direct(&self) -> bool {
         false
     }
@@ -501,4 +492,8 @@ impl Queue for CudaQueue {
     fn launches(&self) -> u64 {
         self.inner.borrow().launches
     }
+}
+
+fn graph(recording: &dyn Recording) -> Result<&Graph> {
+    recording.as_any().downcast_ref().ok_or_else(|| RunError::Program("a recording of another device".into()))
 }
