@@ -178,7 +178,8 @@ impl<'a> Build<'a> {
 
     /// Fills the border that a constant pad puts around its operand: per padded dim a strip before
     /// and a strip after, within the interior of the dims before it. In one kernel, whose domain are the dims before
-    /// the first padded one and whose stores have all others as axes; or `apart`, each in a kernel over its elements.
+    /// the first padded one and whose stores have all others as axes; or `apart`, each in a kernel over its elements, two of
+    /// one size together.
     pub fn border(
         &self,
         padded: ValueId,
@@ -192,11 +193,15 @@ impl<'a> Build<'a> {
         let is_padded = |d: usize| !lo[d].is_const(0) || !hi[d].is_const(0);
         let rank = outer.len();
         let first = (0..rank).find(|&d| is_padded(d)).unwrap_or(rank).min(1);
-        // the dim, where the strip begins and its length
-        let both = |d: usize| [(d, Dim::from(0), &lo[d]), (d, &lo[d] + &inner[d], &hi[d])];
-        let strips: Vec<_> = (first..rank).flat_map(both).filter(|s| !s.2.is_const(0)).collect();
+        // the dim, where the strip begins, its length, and how often there is one
+        let both = |d: usize| {
+            let alike = apart && lo[d] == hi[d];
+            let second = (d, &lo[d] + &inner[d], &hi[d], if alike { 0 } else { 1 });
+            [(d, Dim::from(0), &lo[d], if alike { 2 } else { 1 }), second]
+        };
+        let strips: Vec<_> = (first..rank).flat_map(both).filter(|s| !s.2.is_const(0) && s.3 > 0).collect();
         let together = if apart { 1 } else { strips.len().max(1) };
-        let one = |strips: &[(usize, Dim, &Dim)]| {
+        let one = |strips: &[(usize, Dim, &Dim, i64)]| {
             let mut p = self.puller();
             let (mut domain, lead) = Self::root_axes(&mut p, &outer[..first]);
             let value = match g[self.op].operands.get(1) {
@@ -208,11 +213,15 @@ impl<'a> Build<'a> {
             };
             let mut buf = None;
             let mut stores = Vec::new();
-            for (d, begin, len) in strips {
+            for (d, begin, len, times) in strips {
                 let before = inner[first..*d].iter();
                 let shape: Vec<Dim> = before.chain([*len]).chain(&outer[d + 1..]).cloned().collect();
+                let (sides, side) = Self::root_axes(&mut p, &[Dim::from(*times)][..usize::from(*times > 1)]);
                 let (mut axes, index) = Self::root_axes(&mut p, &shape);
                 let mut index: Vec<Dim> = lead.iter().cloned().chain(index).collect();
+                for side in side {
+                    index[*d] = &index[*d] + &(side * (&lo[*d] + &inner[*d]));
+                }
                 for e in first..*d {
                     index[e] = &index[e] + &lo[e];
                 }
@@ -220,7 +229,7 @@ impl<'a> Build<'a> {
                 let (home, index) = p.locate(padded, &index);
                 let buf = *buf.get_or_insert_with(|| p.buffer(home, Access::Write));
                 if apart {
-                    domain.append(&mut axes);
+                    domain.extend(sides.into_iter().chain(axes.drain(..)));
                 }
                 let guards = Vec::new();
                 stores.push(Stmt::Store { axes, buf, index, guards, value, combine: Combine::Set });
