@@ -3,6 +3,7 @@
 
 mod failures;
 mod models;
+mod parts;
 
 use failures::{compile_xor, failing_with};
 use kernelsmith::cache::CacheOptions;
