@@ -5,7 +5,8 @@
 //! Here every value moves down to its first use, so that a block computes one result after the other and what is
 //! loaded for it dies at once. The processor's out-of-order window finds the parallelism again.
 //! Where the warps of a block meet, or one of them is about to write what all read, everything is computed that was written
-//! before, in the order it was written: else what was read there would stay in registers until its result is asked for.
+//! before, in the order it was written: else what was read there would stay in registers until its result is asked for. What is read from
+//! operands in front of a meeting is asked for in front of it.
 
 use ir::loops::{Addr, Block, Func, Inst, Mem, PipeOp, Space, Stmt, Val};
 use std::collections::BTreeMap;
@@ -106,6 +107,10 @@ impl Scheduler<'_> {
             if !stmt.blocks().is_empty() || self.meets(&stmt) {
                 // Operands must not stay alive during a loop in place of the one result they make.
                 pending.demand_where(|inst| self.operands(inst) > 1, &mut out);
+            }
+            if matches!(stmt, Stmt::Barrier(_)) {
+                // memory works while warps wait
+                pending.demand_where(|inst| matches!(reads(inst), Some(Mem::Buf(_))), &mut out);
             }
             let mut used = Vec::new();
             uses(&stmt, &mut |v| used.push(v));
@@ -269,6 +274,20 @@ mod tests {
         let mut bufs = vec![ints([1, 2]), ints([3, 4])];
         execute(&func, &mut bufs, &[], 0, 1).unwrap();
         assert_eq!(bufs, [ints([2, 1]), ints([3, 3])]);
+    }
+
+    #[test]
+    fn operands_are_read_before_warps_meet() {
+        let mut b = LoopBuilder::new("f");
+        let (x, y) = (b.buf("x", DType::F32, false, 64), b.buf("y", DType::F32, true, 64));
+        let one = b.index(1);
+        b.parallel(Level::Grid, one, |b, i| {
+            let v = b.load(b.addr(x, i, 0), 1, 1);
+            b.barrier(Level::Warp);
+            b.store(b.addr(y, i, 0), v);
+        });
+        let func = b.finish(Launch::default());
+        assert_eq!(shape(&by_demand(&func)), "(l(w)");
     }
 
     #[test]

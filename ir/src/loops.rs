@@ -95,8 +95,11 @@ pub struct Addr {
     pub disp: i64,
     pub row: Stride,
     pub col: Stride,
-    /// Only the first `n` columns are accessed (i64 scalar, clamped to `0..=cols`); others read as 0.
+    /// Only the first `n` columns are accessed (i64 scalar, clamped to `0..=cols`); others read as 0. In machine form, beside
+    /// a place for each lane: the lanes that take part, a bool vector.
     pub cols_valid: Option<Val>,
+    /// The same of rows, in the tile form of what iterations of blocks do.
+    pub rows_valid: Option<Val>,
     /// Bytes to which `index + disp`, and of a tile with several columns the row stride, are aligned; element size
     /// where unknown.
     pub align: u32,
@@ -343,7 +346,7 @@ impl Addr {
                 f(v);
             }
         }
-        self.cols_valid.iter().for_each(|v| f(*v));
+        self.cols_valid.iter().chain(&self.rows_valid).for_each(|v| f(*v));
     }
 }
 

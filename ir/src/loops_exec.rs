@@ -291,7 +291,8 @@ impl Machine<'_> {
         dtype.map_or_else(|| self.fail(format!("no memory {mem:?}")), Ok)
     }
 
-    /// Element index of each element of the access; `None` beyond the valid columns.
+    /// Element index of each element of the access; `None` beyond the valid rows and columns, and in lanes that do not
+    /// take part.
     fn places(&self, a: &Addr, ty: Ty) -> Result<Vec<Option<i64>>> {
         let stride = |s: Stride| match s {
             Stride::Const(c) => Ok(c),
@@ -307,14 +308,19 @@ impl Machine<'_> {
             n => self.fail(format!("{n} places for {rows} x {cols} elements")),
         };
         let (row, col) = (stride(a.row)?, stride(a.col)?);
-        let valid = a.cols_valid.map_or(Ok(i64::MAX), |v| self.int(v))?;
+        // a mask has as many elements as the access
+        let lanes = a.cols_valid.map(|v| self.get(v)).transpose()?.filter(|l| l.len() > 1);
+        let count = |v: Option<Val>| v.map_or(Ok(i64::MAX), |v| self.int(v));
+        let (valid_rows, valid) = (count(a.rows_valid)?, count(a.cols_valid.filter(|_| lanes.is_none()))?);
         let mut out = Vec::with_capacity(ty.rows as usize * ty.cols as usize);
         for r in 0..ty.rows {
             for c in 0..ty.cols {
                 let at = base(r, c)?.as_int() + i128::from(a.disp);
                 let at = at + i128::from(row) * i128::from(r) + i128::from(col) * i128::from(c);
                 let at = i64::try_from(at).unwrap_or(-1);
-                out.push((i64::from(c) < valid).then_some(at));
+                let takes_part = lanes.is_none_or(|l| l.get(c as usize).is_some_and(|x| x.as_int() != 0));
+                let inside = i64::from(r) < valid_rows && i64::from(c) < valid;
+                out.push((inside && takes_part).then_some(at));
             }
         }
         Ok(out)

@@ -1,5 +1,7 @@
 //! Tiles of a block of warps: which spreads the values of a function have, and accesses, broadcasts and numbers in them.
 
+use super::columns::WIDEST;
+use super::multiples::Multiples;
 use super::spread::{Spread, TOGETHER, Thread};
 use super::tile::{Legaliser, Tile};
 use crate::Fault;
@@ -8,6 +10,7 @@ use ir::DType;
 use ir::dtype::Scalar;
 use ir::loops::{Addr, Block, Func, Inst, Level, Mem, Space, Stmt, Stride, Ty, Val};
 use ir::prim::CmpOp;
+use std::collections::HashMap;
 
 /// Lanes of a warp.
 const LANES: u32 = 32;
@@ -21,6 +24,8 @@ pub(super) struct Spreads {
     wants: Vec<Vec<usize>>,
     /// By spread, inside of the loop over warps.
     threads: Vec<Thread>,
+    /// Of values that go across shared memory, the neighbours of a row that a lane reads at once.
+    turned: HashMap<Val, u32>,
 }
 
 /// The result: what is written to operands.
@@ -28,7 +33,7 @@ const RESULT: usize = 0;
 
 impl Spreads {
     /// `None` where iterations are those of threads.
-    pub fn of(func: &Func) -> Emit<Option<Spreads>> {
+    pub fn of(func: &Func, multiples: &Multiples) -> Emit<Option<Spreads>> {
         let grid = |s: &Stmt| matches!(s, Stmt::For { parallel: Some(Level::Grid), .. });
         if !func.body.stmts.iter().any(grid) {
             return Ok(None);
@@ -39,14 +44,17 @@ impl Spreads {
         if !threads.is_multiple_of(LANES) || !(LANES..=1024).contains(&threads) {
             return Err(Fault::unsupported(format!("blocks of {threads} threads")));
         }
-        let (mut rows, mut cols) = (1, 1);
-        result_tile(func, &func.body, &mut rows, &mut cols);
-        let warps = threads / LANES;
-        let result = Spread::result(rows, cols, warps);
+        let mut tiles = Tiles { near: TOGETHER, ..Tiles::default() };
+        tiles.walk(func, multiples, &func.body);
+        let (Tiles { rows, cols, bytes, near, turned, .. }, warps) = (tiles, threads / LANES);
+        let result = match turned.is_empty() {
+            true => Spread::result(rows, cols, warps),
+            false => Spread::lines(rows, cols, bytes, near, false, warps),
+        };
         let result = result
             .ok_or_else(|| Fault::unsupported(format!("a tile of {rows} x {cols} on {warps} warps")))?;
         let wants = vec![Vec::new(); func.types.len()];
-        let mut s = Spreads { warps, list: vec![result], wants, threads: Vec::new() };
+        let mut s = Spreads { warps, list: vec![result], wants, threads: Vec::new(), turned };
         // what a loop carries may be asked for in its body only
         while s.walk(func, &func.body)? {}
         Ok(Some(s))
@@ -59,7 +67,11 @@ impl Spreads {
             return Ok(RESULT);
         }
         let transposed = addr.col != Stride::Const(1);
-        let spread = Spread::staged(ty.rows, ty.cols, transposed, self.warps);
+        let bytes = mem_bytes(func, addr.mem);
+        let spread = match self.turned.get(&value) {
+            Some(near) if transposed => Spread::lines(ty.rows, ty.cols, bytes, *near, true, self.warps),
+            _ => Spread::staged(ty.rows, ty.cols, transposed, self.warps),
+        };
         let spread = spread.ok_or_else(|| Fault::unsupported(format!("staging of {ty:?}")))?;
         Ok(self.list.iter().position(|s| *s == spread).unwrap_or_else(|| {
             self.list.push(spread);
@@ -135,24 +147,75 @@ impl Spreads {
     pub fn spread(&self, i: usize) -> &Spread {
         &self.list[i]
     }
+    /// Tiles go across shared memory: there is no reduction, whose loop would be slower for masks.
+    fn across(&self) -> bool {
+        !self.turned.is_empty()
+    }
 }
 
 fn is_shared(func: &Func, mem: Mem) -> bool {
     matches!(mem, Mem::Local(i) if func.locals.get(i as usize).is_some_and(|l| l.space == Space::Shared))
 }
 
-/// The largest tile that is written to an operand.
-fn result_tile(func: &Func, block: &Block, rows: &mut u32, cols: &mut u32) {
-    for stmt in &block.stmts {
-        let written = match stmt {
-            Stmt::Store { addr, value } => (!is_shared(func, addr.mem)).then(|| func.ty(*value)),
-            Stmt::Scatter { value, .. } => Some(func.ty(*value)),
-            _ => None,
-        };
-        if let Some(ty) = written {
-            (*rows, *cols) = ((*rows).max(ty.rows), (*cols).max(ty.cols));
+fn mem_bytes(func: &Func, mem: Mem) -> u32 {
+    let dtype = match mem {
+        Mem::Buf(i) => func.bufs.get(i as usize).map(|b| b.dtype),
+        Mem::Local(i) => func.locals.get(i as usize).map(|l| l.dtype),
+    };
+    dtype.map_or(1, |d| d.bytes().max(1) as u32)
+}
+
+/// Neighbours of a row that may be accessed at once; two accesses for four would each touch half of every sector.
+fn neighbours(func: &Func, multiples: &Multiples, addr: &Addr) -> u32 {
+    let all = TOGETHER * mem_bytes(func, addr.mem);
+    let aligned = all <= WIDEST && multiples.align(func, addr, WIDEST) >= all;
+    if addr.col == Stride::Const(1) && aligned { TOGETHER } else { 1 }
+}
+
+/// What the tiles of a function are.
+#[derive(Default)]
+struct Tiles {
+    /// The largest that is written to an operand.
+    rows: u32,
+    cols: u32,
+    /// The fewest bytes of an element of those, and neighbours of a row that may be written at once.
+    bytes: u32,
+    near: u32,
+    /// What was read from operands, and neighbours that may be read at once.
+    loads: HashMap<Val, u32>,
+    /// See [`Spreads::turned`].
+    turned: HashMap<Val, u32>,
+}
+
+impl Tiles {
+    fn walk(&mut self, func: &Func, multiples: &Multiples, block: &Block) {
+        for stmt in &block.stmts {
+            match stmt {
+                Stmt::Let { val, inst: Inst::Load(addr) } => {
+                    self.loads.insert(*val, neighbours(func, multiples, addr));
+                }
+                // lanes along whole rows, where the steps of a reduction are fewer
+                Stmt::Store { addr, value } if is_shared(func, addr.mem) => {
+                    let whole = func.ty(*value).cols.is_multiple_of(LANES);
+                    if whole && addr.row == Stride::Const(1) && addr.col != Stride::Const(1) {
+                        self.turned.insert(*value, self.loads.get(value).copied().unwrap_or(1));
+                    }
+                }
+                Stmt::Store { addr, value } => {
+                    self.written(func, addr.mem, *value, neighbours(func, multiples, addr));
+                }
+                Stmt::Scatter { mem, value, .. } => self.written(func, *mem, *value, 1),
+                _ => {}
+            }
+            stmt.blocks().into_iter().for_each(|b| self.walk(func, multiples, b));
         }
-        stmt.blocks().into_iter().for_each(|b| result_tile(func, b, rows, cols));
+    }
+
+    fn written(&mut self, func: &Func, mem: Mem, value: Val, near: u32) {
+        let (ty, bytes) = (func.ty(value), mem_bytes(func, mem));
+        (self.rows, self.cols) = (self.rows.max(ty.rows), self.cols.max(ty.cols));
+        self.bytes = if self.bytes == 0 { bytes } else { self.bytes.min(bytes) };
+        self.near = self.near.min(near);
     }
 }
 
@@ -241,11 +304,11 @@ impl Legaliser<'_> {
         // neighbours along a dim of step 1 are read together where the first of them is aligned
         let base = match addr.mem {
             Mem::Buf(i) if self.func.bufs[i as usize].align < bytes => 1,
-            _ => addr.align,
+            _ => self.multiples.align(self.func, addr, WIDEST),
         };
         let group = |r: u32, c: u32| match (row, col) {
             (_, Stride::Const(1)) => spread.cols.is_group(c),
-            (Stride::Const(1), _) if ty.cols == 1 => spread.rows.is_group(r),
+            (Stride::Const(1), _) => spread.rows.is_group(r),
             _ => false,
         };
         let (down, across) = (self.steps(row, thread.row), self.steps(col, thread.col));
@@ -274,7 +337,8 @@ impl Legaliser<'_> {
         Ok(places)
     }
 
-    fn lane_addr(&self, mem: Mem, p: &Places, i: usize) -> Addr {
+    /// The address of a register's elements; `mask`: lanes that take part.
+    fn lane_addr(&self, mem: Mem, p: &Places, i: usize, mask: Option<Val>) -> Addr {
         let zero = Stride::Const(0);
         Addr {
             mem,
@@ -282,72 +346,113 @@ impl Legaliser<'_> {
             disp: p.disp[i],
             row: zero,
             col: zero,
-            cols_valid: None,
+            cols_valid: mask,
+            rows_valid: None,
             align: p.align[i],
         }
     }
 
-    /// Index and mask of each register, for an access of the first `valid` columns.
-    fn masked(&mut self, ty: Ty, p: &Places, valid: Val) -> Emit<Vec<(Val, Val)>> {
+    /// Mask of each register, for an access of the first rows or columns. Neighbours of which none or all are accessed share one.
+    fn masks(&mut self, ty: Ty, addr: &Addr) -> Emit<Vec<Val>> {
         let (spread, thread) = self.here()?;
-        let mut out = Vec::with_capacity(p.index.len());
-        for (i, (_, c)) in spread.places(ty).into_iter().enumerate() {
-            let disp = self.b.index(p.disp[i]);
-            let index = self.b.add(p.index[i], disp);
-            let more = self.b.index(spread.cols.of_reg(c).into());
-            let col = self.b.add(thread.col, more);
-            let col = self.b.splat(col, 1, LANES);
-            out.push((index, self.b.cmp(CmpOp::Lt, col, valid)));
+        let mut dims = Vec::new();
+        for (valid, along, own, down) in [
+            (addr.rows_valid, spread.rows, thread.row, true),
+            (addr.cols_valid, spread.cols, thread.col, false),
+        ] {
+            let Some(valid) = valid else { continue };
+            let whole = self.multiples.get(valid) % i64::from(TOGETHER) == 0;
+            dims.push((self.scalar(valid)?, along, own, whole, down));
+        }
+        let mut out = Vec::new();
+        for (r, c) in spread.places(ty) {
+            let mut mask = None;
+            for (valid, along, own, whole, down) in &dims {
+                let reg = if *down { r } else { c };
+                let reg = if *whole { along.group(reg) } else { reg };
+                let more = self.b.index(along.of_reg(reg).into());
+                let at = self.b.add(*own, more);
+                let at = self.b.splat(at, 1, LANES);
+                let inside = self.b.cmp(CmpOp::Lt, at, *valid);
+                mask = Some(mask.map_or(inside, |m| self.b.and(m, inside)));
+            }
+            out.push(mask.ok_or_else(|| Fault::invalid("a mask of nothing"))?);
         }
         Ok(out)
     }
 
-    /// True where all columns are valid: a bool scalar and the number of valid ones; `None` where it is known.
-    fn all_valid(&mut self, ty: Ty, addr: &Addr) -> Emit<Option<(Val, Val)>> {
-        let Some(valid) = addr.cols_valid else { return Ok(None) };
-        if ty.cols == 1 {
-            return Err(Fault::unsupported("valid columns of one"));
+    /// True where all rows and columns are valid, a bool scalar; `None` where that is known.
+    fn all_valid(&mut self, ty: Ty, addr: &Addr) -> Emit<Option<Val>> {
+        let mut all = None;
+        for (valid, size) in [(addr.rows_valid, ty.rows), (addr.cols_valid, ty.cols)] {
+            let Some(valid) = valid else { continue };
+            if size == 1 {
+                return Err(Fault::unsupported("valid rows or columns of one"));
+            }
+            let (valid, size) = (self.scalar(valid)?, self.b.index(size.into()));
+            let whole = self.b.cmp(CmpOp::Ge, valid, size);
+            all = Some(all.map_or(whole, |a| self.b.and(a, whole)));
         }
-        let (valid, cols) = (self.scalar(valid)?, self.b.index(ty.cols.into()));
-        Ok(Some((self.b.cmp(CmpOp::Ge, valid, cols), valid)))
+        Ok(all)
+    }
+
+    fn masked_everywhere(&self) -> bool {
+        self.spreads.as_ref().is_some_and(Spreads::across)
     }
 
     pub(super) fn block_load(&mut self, ty: Ty, addr: &Addr, reg: DType) -> Emit<Vec<Val>> {
         let vector = Ty::vector(reg, LANES);
         let p = self.block_places(ty, addr)?;
-        let all = self.all_valid(ty, addr)?;
-        if let Some((all, _)) = all {
-            self.b.open_if(all);
+        let load = |me: &mut Self, masks: Option<Vec<Val>>| -> Vec<Val> {
+            let one = |i: usize| {
+                let a = me.lane_addr(addr.mem, &p, i, masks.as_ref().map(|m| m[i]));
+                me.b.load_as(a, vector)
+            };
+            (0..p.index.len()).map(one).collect()
+        };
+        let Some(all) = self.all_valid(ty, addr)? else { return Ok(load(self, None)) };
+        if self.masked_everywhere() {
+            let masks = self.masks(ty, addr)?;
+            return Ok(load(self, Some(masks)));
         }
-        let whole: Vec<Val> = (0..p.index.len())
-            .map(|i| {
-                let a = self.lane_addr(addr.mem, &p, i);
-                self.b.load_as(a, vector)
-            })
-            .collect();
-        let Some((_, valid)) = all else { return Ok(whole) };
+        self.b.open_if(all);
+        let whole = load(self, None);
         self.b.open_else(&whole);
-        let masked = self.masked(ty, &p, valid)?;
-        let masked: Vec<Val> =
-            masked.into_iter().map(|(i, m)| self.b.gather_as(addr.mem, i, Some(m), vector)).collect();
+        let masks = self.masks(ty, addr)?;
+        let masked = load(self, Some(masks));
         Ok(self.b.close_if(&masked))
     }
 
     pub(super) fn block_store(&mut self, ty: Ty, addr: &Addr, regs: &[Val]) -> Emit<()> {
         let p = self.block_places(ty, addr)?;
-        let all = self.all_valid(ty, addr)?;
-        if let Some((all, _)) = all {
-            self.b.open_if(all);
+        let (spread, _) = self.here()?;
+        // neighbours in memory one after another
+        let (down, across) = (regs.len() / spread.per_row(ty) as usize, spread.per_row(ty) as usize);
+        let turned = addr.row == Stride::Const(1) && addr.col != Stride::Const(1) && spread.rows.is_group(0);
+        let order: Vec<usize> = match turned {
+            true => (0..across).flat_map(|c| (0..down).map(move |r| r * across + c)).collect(),
+            false => (0..regs.len()).collect(),
+        };
+        let store = |me: &mut Self, masks: Option<Vec<Val>>| {
+            for i in &order {
+                let a = me.lane_addr(addr.mem, &p, *i, masks.as_ref().map(|m| m[*i]));
+                me.b.store(a, regs[*i]);
+            }
+        };
+        let Some(all) = self.all_valid(ty, addr)? else {
+            store(self, None);
+            return Ok(());
+        };
+        if self.masked_everywhere() {
+            let masks = self.masks(ty, addr)?;
+            store(self, Some(masks));
+            return Ok(());
         }
-        for (i, v) in regs.iter().enumerate() {
-            let a = self.lane_addr(addr.mem, &p, i);
-            self.b.store(a, *v);
-        }
-        let Some((_, valid)) = all else { return Ok(()) };
+        self.b.open_if(all);
+        store(self, None);
         self.b.open_else(&[]);
-        for ((i, m), v) in self.masked(ty, &p, valid)?.into_iter().zip(regs) {
-            self.b.scatter(addr.mem, i, *v, Some(m));
-        }
+        let masks = self.masks(ty, addr)?;
+        store(self, Some(masks));
         self.b.close_if(&[]);
         Ok(())
     }

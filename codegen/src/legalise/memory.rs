@@ -57,6 +57,9 @@ impl Legaliser<'_> {
 
     /// Operands of an address, in terms of the function being built.
     fn address(&mut self, a: &Addr) -> Emit<Addr> {
+        if a.rows_valid.is_some() {
+            return Err(Fault::unsupported("valid rows where iterations are not those of blocks"));
+        }
         let scalar = |me: &mut Self, v: Val| me.scalar(v);
         let mut out = *a;
         out.index = scalar(self, a.index)?;
@@ -116,29 +119,34 @@ impl Legaliser<'_> {
         let (reg, raw) = self.access(dtype)?;
         if self.spreads.is_some() && !ty.is_scalar() {
             let regs = self.block_load(ty, addr, reg)?;
-            return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
+            return Ok(self.read_tile(dtype, raw, regs));
         }
         let a = self.address(addr)?;
         if self.is_transposed(ty, &a, reg) {
             let regs = self.transposed_load(ty, &a, reg)?;
-            return Ok(Tile::of(regs.into_iter().map(|v| self.read_value(dtype, raw, v)).collect()));
+            return Ok(self.read_tile(dtype, raw, regs));
         }
         let whole = self.ends_whole(addr);
         let mut regs = Vec::with_capacity(self.reg_count(ty));
         for row in 0..ty.rows {
             for chunk in self.columns.chunks(ty.cols) {
-                let v = match ty.cols {
+                regs.push(match ty.cols {
                     1 => {
                         let mut one = self.part(&a, row, 0)?;
                         one.cols_valid = self.valid(a.cols_valid, chunk, 1, true);
                         self.b.load_as(one, Ty::scalar(reg))
                     }
                     _ => self.load_part(&a, reg, row, chunk, whole)?,
-                };
-                regs.push(self.read_value(dtype, raw, v));
+                });
             }
         }
-        Ok(Tile::of(regs))
+        Ok(self.read_tile(dtype, raw, regs))
+    }
+
+    /// The tile of what was read.
+    fn read_tile(&mut self, dtype: DType, raw: bool, regs: Vec<Val>) -> Tile {
+        let values = regs.iter().map(|v| self.read_value(dtype, raw, *v)).collect();
+        Tile { patterns: raw.then_some(regs), ..Tile::of(values) }
     }
 
     /// True for squares of registers whose columns lie contiguous in memory.
@@ -295,8 +303,11 @@ impl Legaliser<'_> {
         }
         let (_, raw) = self.access(dtype)?;
         // the store wraps and rounds
-        let regs = self.tile(value)?.regs.clone();
-        let regs: Vec<Val> = regs.into_iter().map(|v| self.stored_value(dtype, raw, v)).collect();
+        let tile = self.tile(value)?.clone();
+        let regs = match tile.patterns.filter(|_| raw) {
+            Some(patterns) => patterns,
+            None => tile.regs.into_iter().map(|v| self.stored_value(dtype, raw, v)).collect(),
+        };
         if self.spreads.is_some() && !ty.is_scalar() {
             return self.block_store(ty, addr, &regs);
         }

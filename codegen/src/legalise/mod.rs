@@ -11,7 +11,7 @@
 //! `parallel: Some(Grid)`, and its body holds `let`s without loads, then exactly one `for` with `parallel: Some(Warp)` over the warps of
 //! the block (`launch.block[0]` threads), which all run at once. Local arrays are shared ones of known size; `Barrier(Warp)`
 //! stands where every warp comes by. The address of a vector access may have a vector for its index, a place for each
-//! lane, then `row` and `col` are 0.
+//! lane, then `row` and `col` are 0, and `cols_valid` is a mask: the lanes that take part.
 //!
 //! **Values.** Every value is a scalar (1 x 1) or a vector (1 x L). All vectors of a function have the same number of
 //! lanes L = `TargetDesc::lanes(4)`, whatever their element type: 64-bit elements take two registers, which LLVM
@@ -60,7 +60,7 @@
 //! | bool | bool (byte != 0) | bool (byte 0 or 1) |
 //!
 //! `cols_valid` is an i64 scalar that is already in `0..=cols`: only so many leading elements are accessed, others read
-//! as 0. It is often a constant; a scalar access has it too (then it is 0 or 1). `align` bounds the alignment of
+//! as 0. It is often a constant; a scalar access has it too (then it is 0 or 1). `rows_valid` does not occur. `align` bounds the alignment of
 //! the first element from below, in bytes.
 //!
 //! **Statements**: `Let`, `For` (sequential), `While`, `If`, `Store`, `Scatter` (lanes are written in ascending order, a later

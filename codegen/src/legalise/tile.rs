@@ -23,11 +23,13 @@ pub struct Tile {
     pub regs: Vec<Val>,
     /// The registers may hold what is no value of a narrow type: wrap or round before any use but a store.
     pub loose: bool,
+    /// The bits of what was read from memory and decoded, for who only stores it again.
+    pub patterns: Option<Vec<Val>>,
 }
 
 impl Tile {
     pub fn of(regs: Vec<Val>) -> Tile {
-        Tile { regs, loose: false }
+        Tile { regs, loose: false, patterns: None }
     }
 }
 
@@ -95,7 +97,7 @@ impl<'a> Legaliser<'a> {
         let rows = super::rows::warps(self.func)?;
         self.columns = Columns::of(self.func, self.target, self.lanes, rows.unwrap_or(1), &self.multiples);
         if rows.is_none() {
-            self.spreads = Spreads::of(self.func)?;
+            self.spreads = Spreads::of(self.func, &self.multiples)?;
         }
         if let Some(s) = &self.spreads {
             self.tiles.resize(s.count(), vec![None; self.func.types.len()]);

@@ -75,7 +75,7 @@ impl Accesses {
     fn count(&mut self, func: &Func, of: Val, addr: &Addr) {
         let wide = |v: Val| func.types.get(v.0 as usize).is_some_and(|ty| !ty.is_scalar());
         if wide(of) {
-            self.counts.extend(addr.cols_valid);
+            self.counts.extend(addr.cols_valid.filter(|v| !wide(*v)));
         }
         if let (true, false, Stride::Const(c)) = (wide(of), wide(addr.index), addr.col) {
             self.steps.insert((addr.mem, c));

@@ -37,7 +37,7 @@ fn aligned(bytes: u32, align: u32) -> bool {
 fn in_lanes(func: &Func, addr: &Addr, ty: Ty) -> bool {
     let index = func.types.get(addr.index.0 as usize);
     let own = index.is_some_and(|t| !t.is_scalar());
-    own && addr.cols_valid.is_none() || !ty.is_scalar() && addr.col == Stride::Const(4)
+    own || !ty.is_scalar() && addr.col == Stride::Const(4)
 }
 
 /// The groups of loads between which nothing is written to what they read.

@@ -123,6 +123,9 @@ impl Emitter<'_> {
     /// The lanes of an access of `ty` of which only the first `valid` elements count.
     pub(super) fn first(&mut self, ty: Ty, valid: Option<Val>) -> Emit<Lanes> {
         let Some(valid) = valid else { return Ok(Lanes::All) };
+        if !self.is_scalar(valid) {
+            return Ok(Lanes::Where(self.reg(valid)?));
+        }
         match self.known_int(valid) {
             Some(n) if n >= i64::from(ty.cols) => return Ok(Lanes::All),
             Some(n) if n <= 0 => return Ok(Lanes::None),
@@ -182,8 +185,8 @@ impl Emitter<'_> {
 
     pub fn load(&mut self, ty: Ty, addr: &Addr) -> Emit<Reg> {
         if !self.is_scalar(addr.index) {
-            let at = self.own_place(addr)?;
-            return self.read(ty, addr.mem, at, Lanes::All);
+            let (lanes, at) = (self.first(ty, addr.cols_valid)?, self.own_place(addr)?);
+            return self.read(ty, addr.mem, at, lanes);
         }
         let lanes = self.first(ty, addr.cols_valid)?;
         let at = self.place_of(addr, ty)?;
@@ -269,8 +272,8 @@ impl Emitter<'_> {
     pub fn store(&mut self, addr: &Addr, value: Val) -> Emit<()> {
         let ty = self.ty(value)?;
         if !self.is_scalar(addr.index) {
-            let at = self.own_place(addr)?;
-            return self.write(addr.mem, at, Lanes::All, value);
+            let (lanes, at) = (self.first(ty, addr.cols_valid)?, self.own_place(addr)?);
+            return self.write(addr.mem, at, lanes, value);
         }
         let mut lanes = self.first(ty, addr.cols_valid)?;
         if ty.is_scalar() {

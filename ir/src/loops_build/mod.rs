@@ -314,6 +314,7 @@ impl LoopBuilder {
             row: Stride::Const(0),
             col: Stride::Const(1),
             cols_valid: None,
+            rows_valid: None,
             align: self.mem_dtype(mem).bytes() as u32,
         }
     }
@@ -395,10 +396,10 @@ impl LoopBuilder {
                 Stride::Const(_) => {}
             }
         }
-        if let Some(n) = a.cols_valid
-            && self.as_index(n).is_some_and(|n| n >= i64::from(ty.cols))
-        {
-            a.cols_valid = None;
+        for (valid, size) in [(&mut a.rows_valid, ty.rows), (&mut a.cols_valid, ty.cols)] {
+            if valid.is_some_and(|n| self.as_index(n).is_some_and(|n| n >= i64::from(size))) {
+                *valid = None;
+            }
         }
         a
     }

@@ -40,7 +40,7 @@ impl Renumber<'_> {
                 self.map(v);
             }
         }
-        if let Some(v) = &mut a.cols_valid {
+        for v in [&mut a.cols_valid, &mut a.rows_valid].into_iter().flatten() {
             self.map(v);
         }
     }

@@ -12,7 +12,7 @@
 //! **Types.** Operands of element-wise instructions have one shape; broadcasts are explicit (`splat`: 1 x 1, R x 1 or
 //! 1 x C to R x C). Arithmetic keeps its operands' element type, comparisons and masks are bool. Math functions,
 //! `atan2` and float remainders take floats, bit operations and shifts integers (bit operations bool too).
-//! Indices, strides, bounds and valid columns are i64 scalars. `load`, `gather`, `store` and `scatter` have the element type
+//! Indices, strides, bounds and valid rows and columns are i64 scalars. `load`, `gather`, `store` and `scatter` have the element type
 //! of their memory (machine form: see below); nothing is stored to a buffer that is not writable.
 //!
 //! **Parallel levels.** Nested parallel loops go from outer to inner levels, each level once, and carry nothing. Where the only
@@ -392,7 +392,7 @@ impl<'a> Verifier<'a> {
             let own = if self.machine() { ty } else { Ty { cols: 1, ..ty } };
             self.expect(a.index, own.with(DType::I64))?;
             self.require(a.row == Stride::Const(0), || "a row stride beside a place for each row".into())?;
-            let gaps = a.col != Stride::Const(0) || a.cols_valid.is_some();
+            let gaps = a.col != Stride::Const(0);
             self.require(!self.machine() || !gaps, || "more than a place for each lane".into())?;
         } else {
             self.index(a.index)?;
@@ -402,8 +402,17 @@ impl<'a> Verifier<'a> {
                 self.index(v)?;
             }
         }
-        if let Some(v) = a.cols_valid {
+        match a.cols_valid {
+            Some(v) if self.machine() && self.ty(a.index)? != Ty::INDEX => {
+                self.expect(v, ty.with(DType::Bool))?;
+            }
+            Some(v) => self.index(v)?,
+            None => {}
+        }
+        if let Some(v) = a.rows_valid {
             self.index(v)?;
+            let blocks = self.levels.first() == Some(&Level::Grid) && !self.machine();
+            self.require(blocks, || "valid rows where iterations are not those of blocks".into())?;
         }
         self.require(a.align.is_power_of_two(), || format!("alignment {}", a.align))?;
         let lanes = self.ty(a.index)? != Ty::INDEX;
@@ -605,6 +614,14 @@ mod tests {
             &format!("{zero}%1 = eq %0, %0 : bool\nif %1 {{ barrier thread }}"),
             "a collective under a condition",
         );
+        let rows = |level: &str| {
+            format!(
+                "{zero}for %1 in %0 .. %0 step 1 parallel {level} {{\n\
+                 %2 = load x[%1, row 8, col 1, valid %1, valid_rows %1, align 4] : f32[4,8] }}"
+            )
+        };
+        check(&rows("grid"), "");
+        check(&rows("thread"), "valid rows where iterations are not those of blocks");
         check("%0 = const 0 : i64[300,300]", "%0 has type i64[300,300]");
         check("launch trip s5 ns 0.0", "s5 is no parameter");
     }
@@ -626,5 +643,13 @@ mod tests {
                      for %1 in %0 .. %0 step 1 parallel thread {\n    \
                      %2 = load x[%1, col 1, align 1] : i32[16]\n  }\n}\n";
         verify(&parse(widen).unwrap()).unwrap();
+        // lanes that take part, each with a place of its own
+        let masked = "func @f machine (x: f32 align 4) {\n  %0 = const 0 : i64\n  %1 = const 1 : i64\n  \
+                      for %2 in %0 .. %1 step 1 parallel grid {\n  for %3 in %0 .. %1 step 1 parallel warp {\n    \
+                      %4 = splat %3 : i64[8]\n  %5 = eq %4, %4 : bool[8]\n    \
+                      %6 = load x[%4, valid %5, align 4] : f32[8]\n  }\n  }\n}\n";
+        verify(&parse(masked).unwrap()).unwrap();
+        refuse(&masked.replace("valid %5", "valid %3"), "%3 has type i64, expected bool[8]");
+        refuse(&masked.replace("valid %5", "valid_rows %3"), "valid rows");
     }
 }

@@ -30,7 +30,7 @@ use ir::{DType, Dim, Monoid, Symbols, Var};
 /// then lie in different banks.
 const PAD: i64 = 4;
 /// Bytes of the widest access.
-const WIDEST: u32 = 16;
+pub(super) const WIDEST: u32 = 16;
 
 /// The factors of a kernel that is a contraction of f32: the first depends on `rows`, the second on `col`, neither on
 /// what the other has. `None` where it is no such kernel.
@@ -471,7 +471,7 @@ impl Block<'_> {
 }
 
 /// Remainder and quotient of a number that is not negative.
-fn split(b: &mut LoopBuilder, v: Val, n: Val) -> (Val, Val) {
+pub(super) fn split(b: &mut LoopBuilder, v: Val, n: Val) -> (Val, Val) {
     let shift = b.as_index(n).is_some_and(|n| n > 0 && n & (n - 1) == 0);
     let (rest, quotient) =
         if shift { (b.floor_mod(v, n), b.floor_div(v, n)) } else { (b.rem(v, n), b.div(v, n)) };

@@ -36,6 +36,7 @@ pub(super) struct Scope {
     row: Option<TileDim>,
     col: Option<TileDim>,
     valid: Option<Val>,
+    valid_rows: Option<Val>,
 }
 
 pub(super) struct Eval<'a> {
@@ -47,6 +48,8 @@ pub(super) struct Eval<'a> {
     pub col: Option<TileDim>,
     /// Columns of the tile that exist (i64 scalar); all where `None`.
     pub valid: Option<Val>,
+    /// The same of rows; then every access is regular.
+    pub valid_rows: Option<Val>,
     /// Axes may be bound to a column of numbers, one for each row of the tile: accesses then have a place for each row.
     pub own_rows: bool,
     /// Values of index variables: scalars, and tiles for the tile's own axes and for gathered indices.
@@ -104,6 +107,7 @@ impl<'a> Eval<'a> {
             row: None,
             col: None,
             valid: None,
+            valid_rows: None,
             own_rows: false,
             env: vec![None; k.vars.len()],
             subst: Vec::new(),
@@ -135,12 +139,14 @@ impl<'a> Eval<'a> {
     /// Begins a scope of values that end with the block being built. [`Self::leave`] ends it.
     pub fn enter(&mut self) -> Scope {
         self.memo.push(HashMap::new());
-        Scope { env: self.env.clone(), row: self.row, col: self.col, valid: self.valid }
+        let (row, col, valid, valid_rows) = (self.row, self.col, self.valid, self.valid_rows);
+        Scope { env: self.env.clone(), row, col, valid, valid_rows }
     }
     pub fn leave(&mut self, s: Scope) {
         self.memo.pop();
         self.env[..s.env.len()].copy_from_slice(&s.env);
-        (self.row, self.col, self.valid) = (s.row, s.col, s.valid);
+        (self.row, self.col) = (s.row, s.col);
+        (self.valid, self.valid_rows) = (s.valid, s.valid_rows);
     }
 
     pub fn rows(&self) -> u32 {
@@ -274,6 +280,13 @@ impl<'a> Eval<'a> {
         dtype_of(self.k, e, &[])
     }
 
+    /// The value of `e` at the current tile, until the scope ends, is this.
+    pub fn know(&mut self, e: ExprId, v: Val) {
+        if let Some(scope) = self.memo.last_mut() {
+            scope.insert(e, v);
+        }
+    }
+
     /// The value of `e` at the current tile.
     pub fn eval(&mut self, e: ExprId) -> Result<Val> {
         if let Some(v) = self.memo.iter().rev().find_map(|m| m.get(&e)) {
@@ -328,10 +341,8 @@ impl<'a> Eval<'a> {
                 self.eval(body)?
             }
         };
-        if !self.volatile[e.0 as usize]
-            && let Some(scope) = self.memo.last_mut()
-        {
-            scope.insert(e, v);
+        if !self.volatile[e.0 as usize] {
+            self.know(e, v);
         }
         Ok(v)
     }
@@ -530,6 +541,7 @@ impl<'a> Eval<'a> {
             let addr = self.address(mem, &a, masked)?;
             return Ok(self.b.load(addr, rows, cols));
         }
+        self.all_rows()?;
         let mut index = self.dim(offset)?;
         let mut mask = mask;
         if self.valid.is_some() && self.b.ty(index).cols > 1 {
@@ -549,6 +561,14 @@ impl<'a> Eval<'a> {
         Ok(self.b.gather(mem, index, mask))
     }
 
+    /// Fails where some rows do not exist: accesses of single elements know nothing of these.
+    fn all_rows(&self) -> Result<()> {
+        match self.valid_rows {
+            Some(_) => Err(self.fault("irregular accesses in a tile whose rows end early".into())),
+            None => Ok(()),
+        }
+    }
+
     fn extent_of(&self, a: &Affine) -> (u32, u32) {
         let size = |d: &Dim, n: u32| if d.is_const(0) { 1 } else { n };
         (size(&a.row, self.rows()).max(self.dim_shape(&a.base).0), size(&a.col, self.cols()))
@@ -560,6 +580,7 @@ impl<'a> Eval<'a> {
         addr.row = self.stride(&a.row)?;
         addr.col = self.stride(&a.col)?;
         addr.cols_valid = if masked { self.valid } else { None };
+        addr.rows_valid = self.valid_rows.filter(|_| addr.row != Stride::Const(0));
         if self.own_rows {
             // the widest access that every row allows
             let wide = [4, 2].into_iter().find(|n| a.base.divisible_by(*n, &self.facts)).unwrap_or(1);
@@ -674,6 +695,7 @@ impl<'a> Eval<'a> {
         value: Val,
         combine: Combine,
     ) -> Result<()> {
+        self.all_rows()?;
         let mem = self.mems[buf.0 as usize];
         let mut index = self.dim(offset)?;
         let mut mask = self.guards_hold(guards)?;

@@ -24,6 +24,9 @@ pub fn lower(kernel: &Kernel, symbols: &Symbols, schedule: &Schedule, ns_per_ite
     if let Some(tile) = &schedule.block {
         return super::block::lower(kernel, symbols, schedule, tile, ns_per_iter);
     }
+    if let Some(tile) = &schedule.across {
+        return super::across::lower(kernel, symbols, schedule, tile, ns_per_iter);
+    }
     let facts = VarFacts::of(kernel, symbols);
     let mut nest = Nest::new(Eval::new(kernel, facts), schedule);
     let trip = nest.run()?;

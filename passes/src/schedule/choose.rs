@@ -1,5 +1,6 @@
 //! The default schedule of a kernel, from an analytical model of the target.
 
+mod across;
 mod blocks;
 mod simt;
 mod windows;
@@ -74,7 +75,8 @@ pub(crate) fn plain(k: &Kernel, symbols: &Symbols) -> Schedule {
 }
 
 fn variants_of(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
-    let mut choices: Vec<Choice> = chooser.block_choice().into_iter().collect();
+    let block = chooser.block_choice().or_else(|| chooser.across_choice());
+    let mut choices: Vec<Choice> = block.into_iter().collect();
     if choices.first().is_none_or(|c| !c.guards.is_empty()) {
         choices.extend(variants_of_threads(a, chooser));
     }
@@ -479,6 +481,7 @@ impl<'a> Chooser<'a> {
             cols,
             inner: self.inner_specs(),
             block: None,
+            across: None,
             warps: 0,
             ahead: 0,
             scalar: self.scalar.clone(),

@@ -78,6 +78,15 @@ pub struct BlockTile {
     pub flat: bool,
 }
 
+/// The tile of a block of GPU warps that reads along its rows' axis and writes along its columns' (see
+/// [`crate::lower::across`]); these are [`Schedule::cols`]. All loops are parallel and together those of the grid.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AcrossTile {
+    pub threads: u32,
+    pub rows: Var,
+    pub row_size: u32,
+}
+
 /// The loops inside a Reduce, or a Store with axes of its own.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct InnerSpec {
@@ -98,6 +107,7 @@ pub struct Schedule {
     pub rows: Option<RowTile>,
     pub cols: Option<ColTile>,
     pub block: Option<BlockTile>,
+    pub across: Option<AcrossTile>,
     /// By Reduce and Store-with-axes, in order of occurrence.
     pub inner: Vec<InnerSpec>,
     /// Warps of a GPU that share the columns of each iteration; 0 where an iteration is the work of one.

@@ -5,11 +5,11 @@
 //! ```
 //!
 //! `block 256 rows oh, ow 128; steps kh, kw, ic 16` is the tile of a block of GPU threads; `flat` behind it runs through all
-//! steps as one. `warps 8`: the warps of a block share the columns of each iteration. `ahead n` asks for the next panel of packed weights, n elements at each step.
+//! steps as one. `across 256 rows w 64`: a tile of rows x columns of a block goes through shared memory, read along the rows' axis. `warps 8`: the warps of a block share the columns of each iteration. `ahead n` asks for the next panel of packed weights, n elements at each step.
 //! `inner` clauses follow in the order of the kernel's statements; `scalar "reason"` says why nothing lies
 //! in vector lanes. An axis whose name is not unique is written `name.number`.
 
-use super::{BlockTile, ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
+use super::{AcrossTile, BlockTile, ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
 use crate::error::{PassError, Result};
 use crate::lower::space::for_each_axis;
 use ir::Var;
@@ -73,6 +73,9 @@ impl Schedule {
             let (rows, steps) = (list(&b.rows), list(&b.steps));
             clauses.push(format!("block {} rows {rows} {}", b.threads, b.row_size));
             clauses.push(format!("steps {steps} {}{flat}", b.depth));
+        }
+        if let Some(a) = self.across {
+            clauses.push(format!("across {} rows {} {}", a.threads, name(a.rows), a.row_size));
         }
         if self.warps > 0 {
             clauses.push(format!("warps {}", self.warps));
@@ -176,6 +179,14 @@ impl Schedule {
                     block.steps =
                         axes.iter().map(|n| axis(n.trim_end_matches(','))).collect::<Result<_>>()?;
                     block.depth = number(Some(depth)).ok_or_else(|| fail(clause))?;
+                }
+                "across" => {
+                    let [threads, "rows", rows, size] = words.as_slice() else { return Err(fail(clause)) };
+                    s.across = Some(AcrossTile {
+                        threads: number(Some(threads)).ok_or_else(|| fail(clause))?,
+                        rows: axis(rows)?,
+                        row_size: number(Some(size)).ok_or_else(|| fail(clause))?,
+                    });
                 }
                 "warps" => s.warps = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "ahead" => s.ahead = number(Some(rest)).ok_or_else(|| fail(clause))?,

@@ -102,6 +102,38 @@ fn a_small_resnet() {
     }
 }
 
+/// One program for sizes that fill tiles, end in them, are too short for any, or nothing.
+#[test]
+fn transposed_by_sizes_from_outside() {
+    let mut b = Builder::new("transposed");
+    let [n, h, w] = ["n", "h", "w"].map(|s| b.symbol(s, 0, 4096));
+    let x = b.input("x", DType::F32, vec![n.clone(), h.clone(), w.clone()]);
+    let z = b.input("z", DType::F32, vec![n, w, h]);
+    let x = b.transpose(x, &[0, 2, 1]).unwrap();
+    let y = b.add(x, z).unwrap();
+    let module = b.finish(&[("y".into(), y)]).unwrap();
+    let compiled = compile_module(module.clone(), &options()).unwrap();
+    let mut context = compiled.context();
+    for [n, h, w] in [
+        [2, 64, 128],
+        [1, 127, 67],
+        [3, 16, 200],
+        [2, 15, 64],
+        [0, 64, 64],
+        [1, 0, 64],
+        [1, 1, 1],
+        [1, 65, 64],
+    ] {
+        let inputs =
+            [arrays::random(DType::F32, vec![n, h, w], 1), arrays::random(DType::F32, vec![n, w, h], 2)];
+        let want = Interp::new(&module).run(&inputs).unwrap();
+        let got = compiled.run(&mut context, &inputs).unwrap();
+        let c = compare(&got[0], &want[0], Tolerance::of_network(DType::F32));
+        assert!(c.passes(), "{n} x {h} x {w}: {c}");
+    }
+    assert!(context.launches() > 0, "no kernel ran on the device");
+}
+
 /// Sizes that are values come back from the device, and so do conditions.
 #[test]
 fn the_host_reads_what_it_must() {

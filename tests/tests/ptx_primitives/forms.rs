@@ -316,14 +316,25 @@ fn reshapes() -> Vec<Form> {
 }
 
 fn transposes() -> Vec<Form> {
-    vec![form("transpose", |cx, t| {
-        let shape = cx.shape(2);
-        let x = cx.input(t, &shape);
+    let rotated = |cx: &mut Cx, t: DType, shape: &[Dim]| {
+        let x = cx.input(t, shape);
         let mut perm: Vec<usize> = (0..shape.len()).collect();
         let by = 1 + cx.rng.below(shape.len() - 1);
         perm.rotate_left(by);
         cx.view(Prim::Transpose { perm }, &[x])
-    })]
+    };
+    vec![
+        form("transpose", move |cx, t| {
+            let shape = cx.shape(2);
+            rotated(cx, t, &shape)
+        }),
+        // long enough for tiles
+        form("transpose of long axes", move |cx, t| {
+            let long = |cx: &mut Cx| Dim::from(*cx.rng.pick(&[16, 17, 36, 65, 72]));
+            let shape = cx.shape_of(2, long);
+            rotated(cx, t, &shape)
+        }),
+    ]
 }
 
 fn broadcasts() -> Vec<Form> {

@@ -384,7 +384,8 @@ impl Parser<'_> {
         self.c.expect("[")?;
         let index = self.val()?;
         let zero = Stride::Const(0);
-        let mut a = Addr { mem, index, disp: 0, row: zero, col: zero, cols_valid: None, align: 1 };
+        let mut a =
+            Addr { mem, index, disp: 0, row: zero, col: zero, cols_valid: None, rows_valid: None, align: 1 };
         if self.c.eat("+") {
             a.disp = self.c.int_as()?;
         } else if self.c.eat("-") {
@@ -398,8 +399,9 @@ impl Parser<'_> {
                 "row" => a.row = self.stride()?,
                 "col" => a.col = self.stride()?,
                 "valid" => a.cols_valid = Some(self.val()?),
+                "valid_rows" => a.rows_valid = Some(self.val()?),
                 "align" => a.align = self.c.int_as()?,
-                _ => return Err(at.expected("`row`, `col`, `valid` or `align`")),
+                _ => return Err(at.expected("`row`, `col`, `valid`, `valid_rows` or `align`")),
             }
         }
         self.c.expect("]")?;

@@ -222,6 +222,9 @@ impl Printer<'_> {
         if let Some(v) = a.cols_valid {
             write!(out, ", valid {v}")?;
         }
+        if let Some(v) = a.rows_valid {
+            write!(out, ", valid_rows {v}")?;
+        }
         write!(out, ", align {}]", a.align)
     }
 

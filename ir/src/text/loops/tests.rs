@@ -16,7 +16,8 @@ fn sample() -> Func {
     let n = b.sym(Sym(7));
     b.parallel(Level::Thread, n, |b, p| {
         let stride = b.sym(Sym(3));
-        let a = Addr { row: Stride::Val(stride), cols_valid: Some(n), ..b.addr(x, p, -8) };
+        let a =
+            Addr { row: Stride::Val(stride), cols_valid: Some(n), rows_valid: Some(p), ..b.addr(x, p, -8) };
         let v = b.load(a, 4, 16);
         let inf = b.float(b.ty(v), f64::INFINITY);
         let mask = b.cmp(CmpOp::Lt, v, inf);

@@ -331,6 +331,66 @@ fn transposed_copies() {
     }
 }
 
+/// On a GPU it goes through shared memory, whatever else is read along the result, in tiles of which some are not whole.
+#[test]
+fn tiles_that_go_across() {
+    let simt = TargetDesc { simt: true, vector_bits: 1024, ..avx512() };
+    for (rows, cols, symbolic) in
+        [(64, 128, false), (70, 33, false), (40, 64, true), (15, 64, false), (64, 3, true)]
+    {
+        let mut b = Build::new("transpose");
+        let (n, r, c) = (Dim::from(2), Dim::from(rows), b.size(cols, symbolic));
+        b.symbols.infos.iter_mut().for_each(|s| s.hint = 64);
+        let (na, ni) = b.axis("n", n.clone());
+        let ((ra, ri), (ca, ci)) = (b.axis("r", r.clone()), b.axis("c", c.clone()));
+        let x = b.input("x", &[n.clone(), c.clone(), r.clone()]);
+        let bias = b.input("bias", std::slice::from_ref(&r));
+        let z = b.input("z", &[r.clone(), c.clone()]);
+        let y = b.output("y", &[n, r, c]);
+        b.domain(&[&na, &ra, &ca]);
+        let (v, w, u) = (b.read(x, &[&ni, &ci, &ri]), b.read(bias, &[&ri]), b.read(z, &[&ri, &ci]));
+        let v = b.bin(BinaryOp::Mul, v, w);
+        let v = b.bin(BinaryOp::Sub, v, u);
+        b.store(&[], y, &[&ni, &ri, &ci], v);
+        let schedules = b.check_on(&simt);
+        assert_eq!(schedules[0].contains("across"), rows >= 16, "{schedules:?}");
+        // sizes that are known only later may be short
+        assert_eq!(schedules.len(), 1 + usize::from(symbolic), "{schedules:?}");
+    }
+}
+
+/// A schedule may come from anywhere.
+#[test]
+fn tiles_across_that_do_not_fit_are_refused() {
+    let mut b = Build::new("transpose");
+    let ((ra, ri), (ca, ci)) = (b.axis("r", 64), b.axis("c", 70));
+    let d = |n: i64| Dim::from(n);
+    let (x, y) = (b.input("x", &[d(70), d(64)]), b.output("y", &[d(64), d(70)]));
+    b.domain(&[&ra, &ca]);
+    let v = b.read(x, &[&ci, &ri]);
+    b.store(&[], y, &[&ri, &ci], v);
+    let normal = form_for(&b.k, &b.symbols, &avx512()).unwrap();
+    let lower = |text: &str| {
+        let s = Schedule::parse(text, &normal).unwrap();
+        nest::lower(&normal, &b.symbols, &s, 1.0)
+    };
+    let good = "parallel r by 32, c by 32; cols c 32 mask; across 64 rows r 32";
+    assert!(lower(good).is_ok());
+    for (from, to) in [
+        ("mask", "exact"),
+        ("rows r 32", "rows r 64"),
+        ("rows r 32", "rows c 32"),
+        ("parallel r by 32, c", "parallel c"),
+        ("cols c 32 mask; ", ""),
+        ("cols c 32", "cols r 32"),
+        ("across 64", "across 0"),
+        ("parallel r by 32, c by 32", "parallel r by 32; serial c by 32"),
+    ] {
+        let bad = good.replace(from, to);
+        assert!(bad != good && lower(&bad).is_err(), "{bad}");
+    }
+}
+
 #[test]
 fn types_narrow_and_wide() {
     for (from, to) in [(DType::F16, DType::F32), (DType::I8, DType::I32), (DType::F64, DType::F64)] {
