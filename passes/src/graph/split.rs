@@ -19,7 +19,7 @@ use ir::{DType, Dim, Module, Symbols, ValueId};
 const COLUMNS: i64 = 128;
 const WARPS: i64 = 8;
 /// Steps of a part, at least. What is written and read again for each part costs as much as some.
-const WARP_STEPS: i64 = 32;
+const LEAST_STEPS: i64 = 32;
 /// Parts of a product, at most.
 const MOST: i64 = 64;
 /// Parts are whole numbers of such steps, which are staged together.
@@ -66,18 +66,18 @@ impl Split {
     /// Into how many parts to cut the `length` steps of `others` products of rows x cols results, of which each takes
     /// `taps` products.
     fn parts(&self, [rows, cols, others]: [i64; 3], length: i64, taps: i64) -> Option<i64> {
+        let steps = |n: i64| (length / n).saturating_mul(taps);
         let whole = |n: &i64| length % n == 0 && (length / n) % STEP.min((length / n).max(1)) == 0;
+        let may_be = |n: &i64| whole(n) && steps(*n) >= LEAST_STEPS;
         if rows < LEAST.0 || cols < LEAST.1 {
             let tiles = (rows.max(cols) + COLUMNS - 1) / COLUMNS;
-            let least = |n: &i64| (length / n).saturating_mul(taps) >= WARP_STEPS;
-            return self.most_parts(tiles.saturating_mul(others), length, |n| whole(n) && least(n));
+            return self.most_parts(tiles.saturating_mul(others), length, may_be);
         }
         let of = |n: i64| n as f64;
-        let steps = of(length.saturating_mul(taps));
-        let product = Product { rows: of(rows), cols: of(cols), others: of(others), steps };
-        let timed =
-            (1..=length.min(MOST)).filter(whole).map(|n| (n, product.in_parts(of(n), of(self.units))));
-        timed.min_by(|a, b| a.1.total_cmp(&b.1)).map(|t| t.0).filter(|n| *n > 1)
+        let product = Product { rows: of(rows), cols: of(cols), others: of(others), steps: of(steps(1)) };
+        let cycles = |n: i64| product.in_parts(of(n), of(self.units));
+        let all = (1..=length.min(MOST)).filter(|n| *n == 1 || may_be(n));
+        all.min_by(|a, b| cycles(*a).total_cmp(&cycles(*b))).filter(|n| *n > 1)
     }
 
     /// The most parts of `length` that keep all multiprocessors busy with `tiles` warps for each and that may be.
@@ -105,7 +105,7 @@ impl Split {
         let others: Vec<Dim> = (0..last).filter(|i| !axes.contains(i)).map(|i| shape[i].clone()).collect();
         let tiles =
             self.likely(&others).saturating_mul((self.likely(&shape[last..]) + COLUMNS - 1) / COLUMNS);
-        let least = |n: &i64| length % n == 0 && length / n >= WARP_STEPS;
+        let least = |n: &i64| length % n == 0 && length / n >= LEAST_STEPS;
         let Some(n) = self.most_parts(tiles, length, least) else { return Ok(None) };
         let mut cut = shape;
         cut.splice(first..=first, [Dim::from(n), Dim::from(length / n)]);
