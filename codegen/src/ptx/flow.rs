@@ -104,7 +104,7 @@ const IN_FLIGHT: usize = 16;
 /// However many loads an iteration has itself.
 const LEAST_COPIES: usize = 4;
 /// Instructions of all copies of a body, at most.
-const UNROLLED: usize = 512;
+const UNROLLED: usize = 160;
 
 impl Emitter<'_> {
     pub fn stmts(&mut self, stmts: &[Stmt]) -> Emit<()> {

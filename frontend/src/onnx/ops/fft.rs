@@ -10,15 +10,17 @@ use std::f64::consts::TAU;
 
 /// Larger prime factors cost more than the transform by its definition.
 const MAX_RADIX: i64 = 13;
+/// Of longer ones the factors between the passes, which are constants, are too much to keep.
+const MAX_LENGTH: i64 = 1 << 22;
 
 /// A complex tensor: real and imaginary part.
 #[derive(Clone, Copy)]
 pub struct Complex(pub V, pub V);
 
-/// The radices of the passes, in order; `None` where a prime factor is too large.
+/// The radices of the passes, in order; `None` where the length or a prime factor of it is too large.
 pub fn radices(length: i64) -> Option<Vec<i64>> {
     let (mut rest, mut out) = (length, Vec::new());
-    if rest < 1 {
+    if !(1..=MAX_LENGTH).contains(&rest) {
         return None;
     }
     while rest % 4 == 0 {
@@ -188,5 +190,6 @@ mod tests {
         assert_eq!(super::radices(63).unwrap(), [3, 3, 7]);
         assert_eq!(super::radices(17), None);
         assert_eq!(super::radices(0), None);
+        assert_eq!(super::radices(1 << 40), None);
     }
 }
