@@ -30,6 +30,8 @@ pub enum Operands {
     Edge(i64),
     /// Floats are -3 to -1: a maximum that sees a zero is wrong.
     Negative,
+    /// Likewise, but one in 32 is 1 to 3 or a zero: few elements decide over a maximum, or whether any is positive.
+    Sparse,
 }
 
 /// Every call of a kernel in a compiled module whose sizes are known from `sizes`, as a case with random operands.
@@ -51,7 +53,8 @@ pub fn kernel_cases(
 /// As [`kernel_cases`], each call with several kinds of operands, those included that make a check fail.
 pub fn hard_cases(module: Module, target: &TargetDesc, seed: u64) -> Result<Vec<Vec<Case>>, String> {
     let mut rng = Rng::new(seed);
-    let kinds = [Operands::Random, Operands::Small, Operands::Special, Operands::Limits, Operands::Negative];
+    use Operands::{Limits, Negative, Random, Small, Sparse, Special};
+    let kinds = [Random, Small, Special, Limits, Negative, Sparse, Sparse, Sparse, Sparse];
     let all = |call: &Call| {
         let mut cases: Vec<Case> = kinds.into_iter().filter_map(|o| call.case(&mut rng, o)).collect();
         // exactly the first index that does not fit
@@ -216,7 +219,7 @@ fn places(lowered: &Lowered, args: &[BufferId], bytes: &[i64]) -> Vec<usize> {
 fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8> {
     let elems = bytes / dtype.bytes();
     let range = match kind {
-        Operands::Random | Operands::Negative => None,
+        Operands::Random | Operands::Negative | Operands::Sparse => None,
         Operands::Small => Some((0, 2)),
         Operands::Special => Some((-1, 3)),
         Operands::Limits => Some((0, 64)),
@@ -248,9 +251,15 @@ fn operand(rng: &mut Rng, dtype: DType, bytes: usize, kind: Operands) -> Vec<u8>
         };
         return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
-    if kind == Operands::Negative && wide {
-        // with digits in both words of a double
-        let one = |_| -1.0 - rng.range(0, 1 << 52) as f64 / 2f64.powi(51);
+    if matches!(kind, Operands::Negative | Operands::Sparse) && wide {
+        let one = |_| {
+            // with digits in both words of a double
+            let x = 1.0 + rng.range(0, 1 << 52) as f64 / 2f64.powi(51);
+            if kind != Operands::Sparse || !rng.one_in(32) {
+                return -x;
+            }
+            *rng.pick(&[x, x, 0.0, -0.0])
+        };
         return (0..elems).map(one).flat_map(|x| float_bytes(dtype, x)).collect();
     }
     let mut data = random_tensor(rng, dtype, vec![elems]).data.clone();
