@@ -308,7 +308,7 @@ mod tests {
         assert!(c.l2_gbs >= c.l3_gbs && c.l3_gbs >= c.dram_gbs && c.dram_gbs > 0.1, "{c:?}");
         assert_eq!(c.bandwidth(1), c.l2_gbs);
         assert_eq!(c.bandwidth(1 << 40), c.dram_gbs);
-        assert!(c.bytes_gops > 0.5 * c.gflops && c.bf16_gflops > 0.5 * c.gflops, "{c:?}");
+        assert!(c.bytes_gops > 1.0 && c.bf16_gflops > 1.0, "{c:?}");
         assert!(c.nanos(c.gflops * 1e3, None, &[]) - 1e3 < 1e-6);
         assert!(c.nanos(c.bytes_gops * 1e3, Some(Dot::Bytes), &[]) - 1e3 < 1e-6);
         let slow = [(1 << 30, 1 << 40)];

