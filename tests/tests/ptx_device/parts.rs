@@ -23,7 +23,7 @@ fn of(shapes: &[Vec<usize>], f: impl FnOnce(&mut Builder, &[V]) -> V) -> Module 
     let mut b = Builder::new("parts");
     let size = |s: &[usize]| dims(&s.iter().map(|d| *d as i64).collect::<Vec<_>>());
     let inputs: Vec<V> =
-        shapes.iter().enumerate().map(|(i, s)| b.input(&format!("x{i}"), DType::F32, size(s))).collect();
+        shapes.iter().enumerate().map(|(i, s)| b.input(format!("x{i}"), DType::F32, size(s))).collect();
     let y = f(&mut b, &inputs);
     b.finish(&[("y".into(), y)]).unwrap()
 }
