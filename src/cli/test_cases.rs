@@ -1,7 +1,7 @@
 //! `kernelsmith test-cases`: conformance cases, self-judged.
 
 use super::{CompileArgs, Outcome, output_error};
-use crate::device::Machine;
+use crate::device::{DeviceChoice, Machine};
 use crate::driver::{self, CompileOptions, Error, flatten, rebuild};
 use clap::Args;
 use frontend::Port;
@@ -30,8 +30,12 @@ pub(super) fn test_cases(args: &TestCasesArgs) -> Result<Outcome, Error> {
         .append(true)
         .open(&args.jsonl)
         .map_err(|e| Error::Usage(format!("{}: {e}", args.jsonl.display())))?;
+    let options = args.compile.options();
     // a GPU is made ready once, not by each case
-    let _open = Machine::open(&args.compile.options())?;
+    let _gpu = match options.device {
+        DeviceChoice::Cpu => None,
+        _ => Some(Machine::open(&options)?),
+    };
     for line in list.lines().filter(|l| !l.trim().is_empty()) {
         let mut kernels = 0;
         let (status, detail) = judge(line.as_ref(), args, &mut kernels);
