@@ -193,15 +193,18 @@ impl<'a> Build<'a> {
         let is_padded = |d: usize| !lo[d].is_const(0) || !hi[d].is_const(0);
         let rank = outer.len();
         let first = (0..rank).find(|&d| is_padded(d)).unwrap_or(rank).min(1);
-        // the dim, where the strip begins, its length, and how often there is one
-        let both = |d: usize| {
-            let alike = apart && lo[d] == hi[d];
-            let second = (d, &lo[d] + &inner[d], &hi[d], if alike { 0 } else { 1 });
-            [(d, Dim::from(0), &lo[d], if alike { 2 } else { 1 }), second]
-        };
-        let strips: Vec<_> = (first..rank).flat_map(both).filter(|s| !s.2.is_const(0) && s.3 > 0).collect();
+        // the dim, where the strip begins, its length, and whether there is another behind the operand
+        let mut strips = Vec::new();
+        for d in first..rank {
+            let both = apart && lo[d] == hi[d];
+            strips.push((d, Dim::from(0), &lo[d], both));
+            if !both {
+                strips.push((d, &lo[d] + &inner[d], &hi[d], false));
+            }
+        }
+        strips.retain(|s| !s.2.is_const(0));
         let together = if apart { 1 } else { strips.len().max(1) };
-        let one = |strips: &[(usize, Dim, &Dim, i64)]| {
+        let one = |strips: &[(usize, Dim, &Dim, bool)]| {
             let mut p = self.puller();
             let (mut domain, lead) = Self::root_axes(&mut p, &outer[..first]);
             let value = match g[self.op].operands.get(1) {
@@ -213,14 +216,16 @@ impl<'a> Build<'a> {
             };
             let mut buf = None;
             let mut stores = Vec::new();
-            for (d, begin, len, times) in strips {
+            for (d, begin, len, both) in strips {
                 let before = inner[first..*d].iter();
                 let shape: Vec<Dim> = before.chain([*len]).chain(&outer[d + 1..]).cloned().collect();
-                let (sides, side) = Self::root_axes(&mut p, &[Dim::from(*times)][..usize::from(*times > 1)]);
                 let (mut axes, index) = Self::root_axes(&mut p, &shape);
                 let mut index: Vec<Dim> = lead.iter().cloned().chain(index).collect();
-                for side in side {
-                    index[*d] = &index[*d] + &(side * (&lo[*d] + &inner[*d]));
+                if *both {
+                    let two = Dim::from(2);
+                    let side = p.new_var("side".into(), two.clone());
+                    index[*d] = &index[*d] + &(Dim::from(side) * (&lo[*d] + &inner[*d]));
+                    axes.push(Axis { var: side, extent: two });
                 }
                 for e in first..*d {
                     index[e] = &index[e] + &lo[e];
@@ -229,7 +234,7 @@ impl<'a> Build<'a> {
                 let (home, index) = p.locate(padded, &index);
                 let buf = *buf.get_or_insert_with(|| p.buffer(home, Access::Write));
                 if apart {
-                    domain.extend(sides.into_iter().chain(axes.drain(..)));
+                    domain.append(&mut axes);
                 }
                 let guards = Vec::new();
                 stores.push(Stmt::Store { axes, buf, index, guards, value, combine: Combine::Set });

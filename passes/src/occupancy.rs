@@ -6,7 +6,15 @@
 //! is longer.
 //!
 //! The numbers were fitted on an H100 to 468 kernels: 11 tiles, products of 49 to 4096 rows over 64 to 4608 steps in up to
-//! 36 parts (`benches/results/2026-11-26-h100.json`). The deviation is 10 % (root of the mean square), and the tile with the least time by this model takes 5 % more than the best.
+//! 36 parts (`benches/results/2026-11-26-h100.json`). The deviation is 10 % (root of the mean square), and the tile with the
+//! least time by this model takes 5 % more than the best.
+
+use ir::target::TargetDesc;
+
+/// Multiprocessors of a GPU, each of which counts as 16 of the target's threads.
+pub fn multiprocessors(target: &TargetDesc) -> f64 {
+    (target.threads as f64 / 16.0).max(1.0)
+}
 
 /// Rows, columns and threads of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +134,7 @@ mod tests {
         Product { rows, cols, others: 1.0, steps }
     }
 
-    /// What was measured on an H100, in microseconds at 1.755 GHz, without the 3.8 of the launch.
+    /// What was measured on an H100, in microseconds at 1.755 GHz, 3.8 of them for the launch.
     #[test]
     fn the_model_is_near_what_was_measured() {
         let measured = [

@@ -1,8 +1,8 @@
 //! Few results of long sums, for a GPU: parts of the sum side by side, then the sum of the parts.
 //!
 //! A product of matrices of 49 x 512 elements over 4608 steps is 32 tiles of the smallest block: a device with 132
-//! multiprocessors idles, while each of the 32 takes 4608 steps. As one of 36 batches over 128 steps each it fills the
-//! device, and a second kernel adds 36 numbers for each element, in the order of the parts, with the epilogue of the
+//! multiprocessors idles, while each of the 32 takes 4608 steps. As one of 24 batches over 192 steps each it fills the
+//! device, and a second kernel adds 24 numbers for each element, in the order of the parts, with the epilogue of the
 //! product. No result depends on which part is done first. A convolution is split along its input channels, each part a group
 //! of its own, and a reduction along its first axis. Into how many parts a product is cut says the model of [`crate::occupancy`].
 
@@ -10,14 +10,14 @@ use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::forms::Forms;
 use crate::limits::Fuel;
-use crate::occupancy::{LEAST, Product};
+use crate::occupancy::{LEAST, Product, multiprocessors};
 use ir::prim::{Monoid, Prim};
 use ir::target::TargetDesc;
 use ir::{DType, Dim, Module, Symbols, ValueId};
 
 /// Columns of one warp, where there are few rows; warps that keep a multiprocessor busy.
 const COLUMNS: i64 = 128;
-const WARPS: i64 = 8;
+const WARPS: f64 = 8.0;
 /// Steps of a part, at least. What is written and read again for each part costs as much as some.
 const LEAST_STEPS: i64 = 32;
 /// Parts of a product, at most.
@@ -29,14 +29,14 @@ const STEP: i64 = 8;
 /// are left alone.
 pub fn split_sums(module: &mut Module, target: &TargetDesc, forms: Forms, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    let units = (target.threads / 16).max(1) as i64;
+    let units = multiprocessors(target);
     rewrite(module, &mut Split { symbols, units, forms }, fuel)
 }
 
 struct Split {
     symbols: Symbols,
     /// Multiprocessors.
-    units: i64,
+    units: f64,
     forms: Forms,
 }
 
@@ -75,14 +75,14 @@ impl Split {
         }
         let of = |n: i64| n as f64;
         let product = Product { rows: of(rows), cols: of(cols), others: of(others), steps: of(steps(1)) };
-        let cycles = |n: i64| product.in_parts(of(n), of(self.units));
+        let cycles = |n: i64| product.in_parts(of(n), self.units);
         let all = (1..=length.min(MOST)).filter(|n| *n == 1 || may_be(n));
         all.min_by(|a, b| cycles(*a).total_cmp(&cycles(*b))).filter(|n| *n > 1)
     }
 
     /// The most parts of `length` that keep all multiprocessors busy with `tiles` warps for each and that may be.
     fn most_parts(&self, tiles: i64, length: i64, may_be: impl Fn(&i64) -> bool) -> Option<i64> {
-        let most = WARPS * self.units / tiles.max(1);
+        let most = (WARPS * self.units) as i64 / tiles.max(1);
         (2..=most.min(length)).rev().find(may_be)
     }
 

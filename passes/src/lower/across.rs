@@ -14,8 +14,9 @@
 //! Rows and columns beyond the last are neither read nor written, so that each element is computed once: an operand that is read
 //! where the result is written may share its memory.
 
-use super::block::{WIDEST, split};
+use super::block::WIDEST;
 use super::expr::{Eval, TileDim};
+use super::grid;
 use super::space::{VarFacts, vars_of};
 use crate::error::Result;
 use crate::schedule::{AcrossTile, ColTile, Edge, Schedule};
@@ -100,7 +101,7 @@ pub fn lower(
     let Some(reads) = reads(kernel, tile.rows, cols.axis).filter(|r| !r.across.is_empty()) else {
         return Err(fail(&e, "a kernel that does not read across"));
     };
-    let mut a = Across { e, s: schedule, t: tile, cols, reads, number: (Var(0), Var(0)) };
+    let mut a = Across { e, s: schedule, t: tile, cols, reads, number: [Var(0); 2] };
     a.check()?;
     let trip = a.run()?;
     Ok(a.e.b.finish(Launch { trip, ns_per_iter, block: [tile.threads, 1, 1], ..Launch::default() }))
@@ -113,7 +114,7 @@ struct Across<'a> {
     cols: ColTile,
     reads: Reads,
     /// Numbers of the row tile and of the column tile.
-    number: (Var, Var),
+    number: [Var; 2],
 }
 
 /// An axis of the tile.
@@ -166,33 +167,17 @@ impl Across<'_> {
     fn run(&mut self) -> Result<Dim> {
         let tiles = |s: &Self, v| s.extent(v).ceil_div(&Dim::from(i64::from(s.step(v))), &s.e.facts);
         let counts: Vec<Dim> = self.s.loops.iter().map(|l| tiles(self, l.axis)).collect();
-        let trip = Dim::product(&counts);
-        let trip_val = self.e.dim(&trip)?;
-        let mut rest = self.e.b.open_parallel(Level::Grid, trip_val);
-        // the last loop of the list runs fastest
-        for (i, l) in self.s.loops.iter().enumerate().rev() {
-            let mut index = rest;
-            if i > 0 {
-                let n = self.e.dim(&counts[i])?;
-                (index, rest) = split(&mut self.e.b, rest, n);
-            }
-            if l.axis == self.t.rows || l.axis == self.cols.axis {
-                let number = self.e.fresh(counts[i].clone());
-                self.e.bind(number, index);
-                let slot = if l.axis == self.cols.axis { &mut self.number.1 } else { &mut self.number.0 };
-                *slot = number;
-            } else {
-                self.e.bind(l.axis, index);
-            }
-        }
+        let tiled = [self.t.rows, self.cols.axis];
+        let (trip, numbers) = grid::open(&mut self.e, &self.s.loops, &counts, tiled)?;
+        self.number = numbers;
         self.tile()?;
         self.e.b.close_for(&[]);
         Ok(trip)
     }
 
     fn tile(&mut self) -> Result<()> {
-        let rows = Side { axis: self.t.rows, number: self.number.0, size: self.t.row_size };
-        let cols = Side { axis: self.cols.axis, number: self.number.1, size: self.cols.size };
+        let rows = Side { axis: self.t.rows, number: self.number[0], size: self.t.row_size };
+        let cols = Side { axis: self.cols.axis, number: self.number[1], size: self.cols.size };
         let across = self.reads.across.clone();
         let scope = self.e.enter();
         self.sides(cols, rows)?;
@@ -228,16 +213,8 @@ impl Across<'_> {
         }
         let k = self.e.k;
         for s in &k.stmts {
-            match s {
-                Stmt::Let { local, value } => {
-                    let v = self.e.eval(*value)?;
-                    self.e.locals[*local as usize] = Some(v);
-                }
-                Stmt::Store { buf, index, guards, value, combine, .. } => {
-                    let v = self.e.eval(*value)?;
-                    self.e.write(*buf, &index[0], guards, v, *combine)?;
-                }
-                _ => return Err(self.e.fault("a statement that tiles do not know".into())),
+            if !self.e.plain(s)? {
+                return Err(self.e.fault("a statement that tiles do not know".into()));
             }
         }
         for side in [rows, cols] {

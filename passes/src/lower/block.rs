@@ -16,13 +16,13 @@
 //! beyond the last are staged as zeros.
 
 use super::expr::{Eval, TileDim};
+use super::grid::{self, split};
 use super::space::VarFacts;
 use crate::error::Result;
 use crate::schedule::{BlockTile, ColTile, Edge, Schedule};
 use ir::dtype::Scalar;
 use ir::kernel::{Expr, ExprId, Kernel, Stmt};
 use ir::loops::{Addr, Func, Launch, Level, Mem, Space, Stride, Ty, Val};
-use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, CmpOp};
 use ir::{DType, Dim, Monoid, Symbols, Var};
 
@@ -107,7 +107,7 @@ pub fn lower(
     let Some(factors) = factors(kernel, cols.axis) else {
         return Err(fail(&e, "a block for a kernel that is no contraction"));
     };
-    let mut b = Block { e, s: schedule, t: tile, cols, factors, number: (Var(0), Var(0)) };
+    let mut b = Block { e, s: schedule, t: tile, cols, factors, number: [Var(0); 2] };
     b.check()?;
     let trip = b.run()?;
     let block = [tile.threads, 1, 1];
@@ -121,7 +121,7 @@ struct Block<'a> {
     cols: ColTile,
     factors: Factors,
     /// Numbers of the row tile and of the column tile.
-    number: (Var, Var),
+    number: [Var; 2],
 }
 
 /// An operand on its way through shared memory.
@@ -181,25 +181,9 @@ impl Block<'_> {
         };
         let tiles = |s: &Self, l| size(s, l).ceil_div(&Dim::from(i64::from(l.step)), &s.e.facts);
         let counts: Vec<Dim> = self.s.loops.iter().map(|l| tiles(self, l)).collect();
-        let trip = Dim::product(&counts);
-        let trip_val = self.e.dim(&trip)?;
-        let mut rest = self.e.b.open_parallel(Level::Grid, trip_val);
-        // the last loop of the list runs fastest
-        for (i, l) in self.s.loops.iter().enumerate().rev() {
-            let mut index = rest;
-            if i > 0 {
-                let n = self.e.dim(&counts[i])?;
-                (index, rest) = split(&mut self.e.b, rest, n);
-            }
-            if l.axis == self.t.rows[0] || l.axis == self.cols.axis {
-                let number = self.e.fresh(counts[i].clone());
-                self.e.bind(number, index);
-                let slot = if l.axis == self.cols.axis { &mut self.number.1 } else { &mut self.number.0 };
-                *slot = number;
-            } else {
-                self.e.bind(l.axis, index);
-            }
-        }
+        let tiled = [self.t.rows[0], self.cols.axis];
+        let (trip, numbers) = grid::open(&mut self.e, &self.s.loops, &counts, tiled)?;
+        self.number = numbers;
         let scope = self.e.enter();
         let k = self.e.k;
         for s in &k.stmts {
@@ -219,16 +203,8 @@ impl Block<'_> {
         let scope = self.e.enter();
         self.bind_rows(self.t.row_size, false)?;
         self.bind_cols()?;
-        match s {
-            Stmt::Let { local, value } => {
-                let v = self.e.eval(*value)?;
-                self.e.locals[*local as usize] = Some(v);
-            }
-            Stmt::Store { buf, index, guards, value, combine, .. } => {
-                let v = self.e.eval(*value)?;
-                self.e.write(*buf, &index[0], guards, v, *combine)?;
-            }
-            _ => return Err(self.e.fault("a statement that blocks do not know".into())),
+        if !self.e.plain(s)? {
+            return Err(self.e.fault("a statement that blocks do not know".into()));
         }
         self.e.unreplace(self.cols.axis);
         self.e.leave(scope);
@@ -277,7 +253,7 @@ impl Block<'_> {
 
     fn bind_rows(&mut self, size: u32, along_cols: bool) -> Result<()> {
         let axes = self.t.rows.clone();
-        let first = self.e.dim(&(Dim::from(self.number.0) * Dim::from(i64::from(self.t.row_size))))?;
+        let first = self.e.dim(&(Dim::from(self.number[0]) * Dim::from(i64::from(self.t.row_size))))?;
         let total = self.product(&axes);
         let (numbers, _) = self.numbers(first, size, &total, along_cols)?;
         self.bind_parts(&axes, numbers)
@@ -286,7 +262,7 @@ impl Block<'_> {
     /// The column axis along the columns of a tile.
     fn bind_cols(&mut self) -> Result<()> {
         let size = Dim::from(i64::from(self.cols.size));
-        let first = Dim::from(self.number.1) * &size;
+        let first = Dim::from(self.number[1]) * &size;
         self.along_cols(self.cols.axis, first.clone(), self.cols.size);
         if self.cols.edge != Edge::Exact {
             let left = self.extent(self.cols.axis) - first;
@@ -405,7 +381,7 @@ impl Block<'_> {
                 match self.t.rows.as_slice() {
                     [axis] if !down && total.divisible_by(o.size.into(), &self.e.facts) => {
                         let axis = *axis;
-                        let first = Dim::from(self.number.0) * Dim::from(i64::from(o.size));
+                        let first = Dim::from(self.number[0]) * Dim::from(i64::from(o.size));
                         self.along_cols(axis, first, o.size);
                         replaced = Some(axis);
                     }
@@ -413,7 +389,7 @@ impl Block<'_> {
                 }
             }
             false if down => {
-                let first = Dim::from(self.number.1) * Dim::from(i64::from(o.size));
+                let first = Dim::from(self.number[1]) * Dim::from(i64::from(o.size));
                 let first = self.e.dim(&first)?;
                 let extent = self.extent(self.cols.axis);
                 let (numbers, _) = self.numbers(first, o.size, &extent, false)?;
@@ -468,16 +444,6 @@ impl Block<'_> {
         }
         acc
     }
-}
-
-/// Remainder and quotient of a number that is not negative.
-pub(super) fn split(b: &mut LoopBuilder, v: Val, n: Val) -> (Val, Val) {
-    let shift = b.as_index(n).is_some_and(|n| n > 0 && n & (n - 1) == 0);
-    let (rest, quotient) =
-        if shift { (b.floor_mod(v, n), b.floor_div(v, n)) } else { (b.rem(v, n), b.div(v, n)) };
-    b.assume_nonneg(rest);
-    b.assume_nonneg(quotient);
-    (rest, quotient)
 }
 
 /// True where neighbours along `v` are neighbours in some memory that the expression reads.

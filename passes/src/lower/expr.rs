@@ -9,7 +9,7 @@ use super::axes::dtype_of;
 use super::space::{VarFacts, substitute};
 use crate::error::{PassError, Result};
 use ir::dtype::Scalar;
-use ir::kernel::{Access, BufId, Dot, Expr, ExprId, Guard, Kernel};
+use ir::kernel::{Access, BufId, Dot, Expr, ExprId, Guard, Kernel, Stmt};
 use ir::loops::{Addr, Mem, Stride, Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::prim::{BinaryOp, CmpOp, Combine, ConvertMode};
@@ -600,6 +600,22 @@ impl<'a> Eval<'a> {
         let elems = &self.k.buffers[buf.0 as usize].shape[0];
         let (lo, hi) = offset.bounds(&self.facts);
         lo >= 0 && hi < elems.bounds(&self.facts).0
+    }
+
+    /// Computes a `Let`, or a `Store` without axes of its own; false where the statement is neither.
+    pub fn plain(&mut self, s: &Stmt) -> Result<bool> {
+        match s {
+            Stmt::Let { local, value } => {
+                let v = self.eval(*value)?;
+                self.locals[*local as usize] = Some(v);
+            }
+            Stmt::Store { axes, buf, index, guards, value, combine } if axes.is_empty() => {
+                let v = self.eval(*value)?;
+                self.write(*buf, &index[0], guards, v, *combine)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Writes `value` to the elements at `offset`, where the guards hold.

@@ -10,5 +10,6 @@ pub mod axes;
 pub mod block;
 mod expr;
 pub mod generated;
+mod grid;
 pub mod nest;
 pub mod space;

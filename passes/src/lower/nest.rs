@@ -390,9 +390,8 @@ impl<'a> Nest<'a> {
     fn stmts(&mut self, list: &[Stmt]) -> Result<()> {
         for s in list {
             match s {
-                Stmt::Let { local, value } => {
-                    let v = self.e.eval(*value)?;
-                    self.e.locals[*local as usize] = Some(v);
+                Stmt::Let { .. } => {
+                    self.e.plain(s)?;
                 }
                 Stmt::Bind { var, value, bound } => {
                     let index = self.e.checked_index(*value, bound)?;
@@ -410,8 +409,7 @@ impl<'a> Nest<'a> {
                     if axes.iter().any(|a| a.extent.is_const(0)) {
                         self.stmt += 1;
                     } else if axes.is_empty() {
-                        let v = self.e.eval(*value)?;
-                        self.e.write(*buf, &index[0], guards, v, *combine)?;
+                        self.e.plain(s)?;
                     } else {
                         let spec = self.inner_spec(axes);
                         let order = ordered_axes(axes, &spec);

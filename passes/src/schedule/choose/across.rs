@@ -2,6 +2,7 @@
 
 use super::{Choice, Chooser};
 use crate::lower::across::{PAD, Reads, reads};
+use crate::occupancy::multiprocessors;
 use crate::schedule::{AcrossTile, ColTile, Edge, LoopSpec, Schedule};
 use ir::kernel::{Expr, ExprId, Guard};
 use ir::{Dim, Var};
@@ -77,7 +78,7 @@ impl Chooser<'_> {
         let stores = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| x.store);
         let written = stores.map(|x| self.a.k.buffers[x.buf.0 as usize].dtype.bytes() as u32).min()?;
         let mut size = (self.side(rows, *read.iter().min()?), self.side(cols, written));
-        let units = (self.target.threads as f64 / 16.0).max(1.0);
+        let units = multiprocessors(self.target);
         let points = self.a.domain_points();
         let all: u32 = read.iter().sum();
         let fits = |(r, c): (u32, u32)| {

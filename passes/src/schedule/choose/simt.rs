@@ -2,7 +2,7 @@
 
 use super::{Choice, Chooser, Use};
 use crate::lower::block::{Factors, factors};
-use crate::occupancy::{self, LEAST, Product, Tile};
+use crate::occupancy::{self, LEAST, Product, Tile, multiprocessors};
 use crate::schedule::{BlockTile, ColTile, Edge, LoopSpec, Schedule};
 use ir::kernel::Guard;
 use ir::{Dim, Var};
@@ -143,7 +143,6 @@ impl Chooser<'_> {
         (col, panel): (Var, Option<i64>),
         known: bool,
     ) -> Option<(Tile, f64)> {
-        let units = (self.target.threads as f64 / 16.0).max(1.0);
         let others = f.shared.iter().chain(&f.cols).map(|v| self.a.estimate(&self.a.extent(*v))).product();
         let extent = self.a.extent(col);
         let [rows, cols, steps] = [rows, &extent, steps].map(|d| self.a.estimate(d));
@@ -151,7 +150,7 @@ impl Chooser<'_> {
         let whole = |t: Tile| t.threads < 256 || extent.divisible_by(t.cols.into(), &self.a.facts);
         let fits =
             |t: Tile| panel.is_none_or(|p| p == i64::from(t.cols)) && (known || t.own() < 64) && whole(t);
-        Product { rows, cols, others, steps }.best(units, fits)
+        Product { rows, cols, others, steps }.best(multiprocessors(self.target), fits)
     }
 
     /// Steps that are staged at a time, `most` at most, and whether they run through all axes of the reduction as one.
