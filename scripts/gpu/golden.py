@@ -296,7 +296,7 @@ class Replay:
                 t.start()
             for t in threads:
                 t.join()
-        return self.summary(sum(line.count('"entry":"') for line in lines))
+        return self.summary(sum(len(json.loads(line)["cases"]) for line in lines))
 
     def summary(self, cases) -> dict:
         sources, groups = {}, {}
@@ -320,7 +320,7 @@ def lines_of(path: Path, only) -> list[str]:
     else:
         with (lzma.open if path.suffix == ".xz" else open)(path, "rt") as f:
             lines = list(f)
-    return [line for line in lines if not only or line.startswith(f'{{"source":"{only}"')]
+    return [line for line in lines if not only or json.loads(line)["source"] == only]
 
 
 def main():

@@ -1,5 +1,7 @@
 """Tests of scripts/gpu: works as tapes, contests of processes, the table, how results of a device are compared."""
 
+import argparse
+import json
 import struct
 import sys
 import tempfile
@@ -11,9 +13,10 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "scripts" / "gpu"))
+sys.path[:0] = [str(ROOT / "scripts" / "gpu"), str(ROOT / "scripts")]
 
 import children  # noqa: E402
+import common  # noqa: E402
 import golden  # noqa: E402
 import works  # noqa: E402
 
@@ -173,6 +176,37 @@ class Golden(unittest.TestCase):
         self.assertTrue(of(memory(b"\1\1"))["ok"] and of(memory(b"\2\2"))["ok"])
         self.assertEqual(of(memory(b"\2\1"))["element"], 0)
         self.assertIn("behind", of(memory(b"\1\1", 0))["said"])
+
+    def test_replays_on_the_stand_in(self):
+        drivers = list(common.target_dir().glob("*/libkernelsmith_ptx_driver.so"))
+        if not drivers:
+            self.skipTest("the stand-in driver is not built (make program)")
+        text = """.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry numbers(.param .u64 to)
+{
+    .reg .b32 %r<2>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd0, [to];
+    cvta.to.global.u64 %rd1, %rd0;
+    mov.b32 %r0, %tid.x;
+    mad.wide.s32 %rd2, %r0, 4, %rd1;
+    st.global.b32 [%rd2], %r0;
+    ret;
+}
+"""
+        right, wrong = (struct.pack("<4I", *x) for x in ([0, 1, 2, 3], [0, 1, 7, 3]))
+        case = lambda name, after: {
+            "name": name, "group": "g", "entry": "numbers", "grid": [1, 1, 1], "block": [4, 1, 1], "shared": 0,
+            "arguments": [[0, 0]], "buffers": [{"before": 0, "after": [after], "compare": {"bits": 4}, "open": []}]}
+        module = {"source": "kernels", "text": text, "strings": [bytes(16).hex(), right.hex(), wrong.hex()],
+                  "cases": [case("right", 1), case("wrong", 2)]}
+        args = argparse.Namespace(driver=str(max(drivers, key=lambda p: p.stat().st_mtime).resolve()), jobs=1,
+                                  case_seconds=10, total=60)
+        found = golden.Replay(args).run([json.dumps(module) + "\n"])
+        self.assertEqual((found["passed"], found["failed"], found["not_run"]), (1, 1, 0), found)
+        self.assertIn("element 2", found["failures"][0]["said"])
 
 
 if __name__ == "__main__":
