@@ -186,6 +186,7 @@ pub fn build(
         objects,
         init: steps(&lowered.init)?,
         steps: steps(&lowered.steps)?,
+        flushes: math != Math::Strict,
     };
     Ok((program, stats))
 }

@@ -5,7 +5,8 @@
 pub enum Math {
     /// f32 stays f32; sums may be taken in another order, algorithms with a stated error bound are allowed
     /// (Winograd), and products of quantised tensors are computed in integers. f16 and bf16 are rounded after every
-    /// operation, as the primitives say, so that results do not depend on what is fused; sums of them are f32.
+    /// operation, as the primitives say, so that results do not depend on what is fused; sums of them are f32. Results
+    /// smaller than all normal numbers may become zeros.
     #[default]
     Default,
     /// The operations that the model spells out, in the order of a careful reader: no Winograd, quantised models

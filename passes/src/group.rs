@@ -125,7 +125,7 @@ pub fn plan(unit: Unit, origins: &[Origin], states: &[State], choices: Choices, 
         items.extend(p.visit(op)?.into_iter().rev());
     }
     items.reverse();
-    let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact, fuel);
+    let layouts = crate::layout::assign(unit.graph, &p.homes, &p.facts.exact, choices.simt, fuel);
     Ok(Plan { items, homes: p.homes, constant: p.facts.constant, layouts, temps: p.temps })
 }
 

@@ -5,6 +5,7 @@
 //! All other values are row-major, as are inputs, outputs and what the host schedule reads. A
 //! convolutional part is a set of values of one rank that elementwise ops, pads, concats and
 //! resizing tie to an operand (unless it has a handful of channels) or result of a convolution or a spatial window.
+//! Depthwise convolutions of wide images on a GPU suit either layout, and leave it to their neighbours.
 
 use crate::facts::{Class, class};
 use crate::limits::{Fuel, LAYOUTS};
@@ -14,11 +15,15 @@ use ir::{DType, Graph, Layout, Prim, TensorType, ValueId};
 use petgraph::unionfind::UnionFind;
 use std::collections::HashMap;
 
-/// Layouts other than row-major, by value. `exact`: values that must be row-major.
+/// Columns of an image that fill the lanes of a warp.
+const WIDE: i64 = 28;
+
+/// Layouts other than row-major, by value. `exact`: values that must be row-major; `simt`: lanes are those of warps.
 pub fn assign(
     graph: &Graph,
     homes: &HashMap<ValueId, Home>,
     exact: &[bool],
+    simt: bool,
     fuel: &Fuel,
 ) -> HashMap<ValueId, Layout> {
     let n = graph.value_count();
@@ -28,6 +33,9 @@ pub fn assign(
     for (_, op) in graph.ops() {
         let Some(&result) = op.results.first() else { continue };
         match &op.prim {
+            Prim::Convolve { groups, .. } if simt && is_depthwise(graph, &op.operands, *groups) => {
+                parts.union(result.index(), op.operands[0].index());
+            }
             Prim::Convolve { .. } => {
                 seeds.push(result);
                 // the engine reads its row operand one element at a time: the copy that adds the padding
@@ -101,6 +109,13 @@ fn rows_before_growth(graph: &Graph, exact: &[bool]) -> Vec<bool> {
         }
     }
     early
+}
+
+/// A group for each channel, and images whose rows fill a warp.
+fn is_depthwise(graph: &Graph, operands: &[ValueId], groups: usize) -> bool {
+    let Some(shape) = operands.first().map(|x| &graph[*x].ty.shape) else { return false };
+    let channels = shape.get(1).is_some_and(|c| c.is_const(groups as i64));
+    channels && shape.len() == 4 && shape[3].as_const().is_some_and(|w| w >= WIDE)
 }
 
 /// Too few channels for a vector.

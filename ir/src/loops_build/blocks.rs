@@ -6,7 +6,15 @@ use crate::loops::{Block, Level, Stmt, Ty, Val};
 
 impl LoopBuilder {
     /// Opens a `for`; answers its variable and the carried values inside. [`Self::close_for`] ends it.
+    /// What surely runs once becomes no loop.
     pub fn open_for(&mut self, lo: Val, hi: Val, step: i64, inits: &[Val]) -> (Val, Vec<Val>) {
+        if let (Some(first), Some(end)) = (self.as_index(lo), self.as_index(hi))
+            && first < end
+            && end.saturating_sub(first) <= step
+        {
+            self.once.push(self.scopes.len());
+            return (lo, inits.to_vec());
+        }
         self.open_loop(lo, hi, step, inits, None)
     }
 
@@ -38,6 +46,9 @@ impl LoopBuilder {
     /// # Panics
     /// Where the innermost open block is not the body of a `for`.
     pub fn close_for(&mut self, next: &[Val]) -> Vec<Val> {
+        if self.once.pop_if(|depth| *depth == self.scopes.len()).is_some() {
+            return next.to_vec();
+        }
         let (body, pending) = self.close(next);
         let Pending::For { var, lo, hi, step, carries, parallel } = pending else {
             panic!("close_for: the innermost open block is not the body of a `for`")

@@ -80,6 +80,8 @@ pub struct LoopBuilder {
     func: Func,
     scopes: Vec<Scope>,
     known: Vec<Known>,
+    /// How many blocks were open where a loop of one iteration began, of which there is nothing but its body.
+    once: Vec<usize>,
 }
 
 impl LoopBuilder {
@@ -88,6 +90,7 @@ impl LoopBuilder {
             func: Func { name: name.into(), ..Func::default() },
             scopes: vec![Scope::new(ScopeKind::Root, Pending::Root)],
             known: Vec::new(),
+            once: Vec::new(),
         }
     }
 

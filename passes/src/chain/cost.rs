@@ -88,11 +88,11 @@ impl Model<'_> {
         let extents: Vec<f64> = shared.iter().map(|a| size(&a.extent)).collect();
         let apart = self.apart(chain, &stages, &extents);
         let mut found: Vec<(f64, Vec<Cut>)> = Vec::new();
+        let order = outermost_first(&stages, shared.len());
         for (axis, a) in shared.iter().enumerate() {
             for block in self.sizes(a, chain) {
-                let cuts: Vec<Cut> = (0..shared.len())
-                    .map(|x| Cut { axis: x, size: if x == axis { block } else { 1 } })
-                    .collect();
+                let cuts: Vec<Cut> =
+                    order.iter().map(|x| Cut { axis: *x, size: if *x == axis { block } else { 1 } }).collect();
                 let time = self.together(chain, shared, &stages, &extents, &cuts);
                 found.push((time, cuts));
             }
@@ -230,7 +230,10 @@ impl Model<'_> {
         extents: &[f64],
         cuts: &[Cut],
     ) -> f64 {
-        let sizes: Vec<f64> = cuts.iter().map(|c| f64::from(c.size)).collect();
+        let mut sizes = vec![1.0; extents.len()];
+        for c in cuts {
+            sizes[c.axis] = f64::from(c.size);
+        }
         let counts: Vec<f64> = extents.iter().zip(&sizes).map(|(n, b)| (n / b).ceil()).collect();
         let blocks: f64 = counts.iter().product();
         // repeated elements of the last block
@@ -263,8 +266,12 @@ impl Model<'_> {
                 .filter(|r| !r.link)
                 .map(|r| {
                     let part = part(r);
-                    let near = part <= L3_SIZE * self.target.l2_bytes as f64;
-                    if fits { 0.0 } else { part * blocks / if near { L3_READ } else { DRAM_READ } }
+                    let speed = match part <= L3_SIZE * self.target.l2_bytes as f64 {
+                        _ if fits => L2,
+                        true => L3_READ,
+                        false => DRAM_READ,
+                    };
+                    part * blocks / speed
                 })
                 .sum();
             time += arithmetic + (stream - HIDDEN * arithmetic).max(0.0);
@@ -329,6 +336,15 @@ impl Model<'_> {
         }
         Some(StageCost { arithmetic, reads })
     }
+}
+
+/// Shared axes so that what blocks read stays the same for as long as may be: those come first that most of it depends on.
+fn outermost_first(stages: &[StageCost], axes: usize) -> Vec<usize> {
+    let reads = |x: usize| stages.iter().flat_map(|s| &s.reads).filter(move |r| !r.link && r.shared.contains(&x));
+    let bytes = |x: usize| reads(x).map(|r| r.bytes * r.others).sum::<f64>();
+    let mut order: Vec<usize> = (0..axes).collect();
+    order.sort_by(|a, b| bytes(*b).total_cmp(&bytes(*a)));
+    order
 }
 
 /// How much longer a contraction takes because its operands are used too few times, at these sizes of the

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use ir::dtype::Scalar;
 use ir::prim::{BinaryOp, Prim, UnaryOp};
-use ir::{DType, Graph, Module, Monoid, ValueId};
+use ir::{DType, Graph, Module, Monoid, TensorType, ValueId};
 
 /// Numbers whose reciprocals are normal f32 numbers, and some way off the ends of their range.
 const NORMAL: std::ops::Range<f64> = 1e-30..1e30;
@@ -75,17 +75,37 @@ impl Rule for Reciprocals {
             let factor = site.broadcast(factor, &ty);
             return Ok(Some(site.push(product, vec![x, factor], vec![ty])));
         }
+        let one = |site: &mut Site<'_>, cx: &mut Shared<'_>, ty: &TensorType| {
+            let one = site.scalar(cx, DType::F32, Scalar::Float(1.0));
+            site.broadcast(one, ty)
+        };
         let Some(Prim::Broadcast { shape, dims }) = site.def(y).map(|op| op.prim.clone()) else {
-            return Ok(None);
+            if !is_broadcast(cx, site, y, 0) || !is_normal(cx, site, y, 0) {
+                return Ok(None);
+            }
+            let one = one(site, cx, &ty);
+            let inverse = site.push(Prim::Binary(BinaryOp::Div), vec![one, y], vec![ty.clone()])[0];
+            return Ok(Some(site.push(product, vec![x, inverse], vec![ty])));
         };
         let shared = site.def(y).map(|op| op.operands[0]).filter(|v| is_normal(cx, site, *v, 0));
         let Some(shared) = shared else { return Ok(None) };
         let shared_ty = site.ty(shared).clone();
-        let one = site.scalar(cx, DType::F32, Scalar::Float(1.0));
-        let one = site.broadcast(one, &shared_ty);
+        let one = one(site, cx, &shared_ty);
         let inverse = site.push(Prim::Binary(BinaryOp::Div), vec![one, shared], vec![shared_ty])[0];
         let inverse = site.push(Prim::Broadcast { shape, dims }, vec![inverse], vec![ty.clone()])[0];
         Ok(Some(site.push(product, vec![x, inverse], vec![ty])))
+    }
+}
+
+/// True where `v` is computed from broadcast values alone: whatever it is computed for, there are fewer elements of it.
+fn is_broadcast(cx: &Shared<'_>, site: &Site<'_>, v: ValueId, depth: usize) -> bool {
+    let Some(op) = site.def(v).filter(|_| depth < 8) else { return false };
+    let fewer = |v: &ValueId| splat(cx, site, *v).is_some() || is_broadcast(cx, site, *v, depth + 1);
+    match &op.prim {
+        Prim::Broadcast { .. } => splat(cx, site, v).is_none(),
+        Prim::Unary(_) => op.operands.iter().all(fewer),
+        Prim::Binary(_) => op.operands.iter().all(fewer) && splat(cx, site, v).is_none(),
+        _ => false,
     }
 }
 
@@ -163,6 +183,21 @@ mod tests {
             b.div(e, s).unwrap()
         });
         assert!(found.iter().all(|s| !s.contains(&Dim::from(32))) && !found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn one_quotient_for_a_row_that_is_broadcast_early() {
+        let found = after(|b, x| {
+            let whole = [Dim::from(4), Dim::from(32)];
+            let s = b.reduce_sum(x, &[1], true).unwrap();
+            let s = b.broadcast_to(s, &whole).unwrap();
+            let little = b.scalar(DType::F32, 1e-5).unwrap();
+            let s = b.add(s, little).unwrap();
+            let s = b.sqrt(s).unwrap();
+            b.div(x, s).unwrap()
+        });
+        // a row of ones by the broadcast root: one for all its columns once it is a kernel
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 const MAGIC: [u8; 8] = *b"KSPROG\r\n";
 /// Of the layout above and of every type in [`Program`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const HEADER: usize = 128;
 /// Hash of the metadata, in the header.
 const HASH: Range<usize> = 40..72;
@@ -369,6 +369,7 @@ mod tests {
                 },
                 call(),
             ],
+            flushes: true,
         }
     }
 

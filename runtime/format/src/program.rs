@@ -266,4 +266,6 @@ pub struct Program {
     pub objects: Vec<Vec<u8>>,
     pub init: Vec<Step>,
     pub steps: Vec<Step>,
+    /// Results smaller than all normal numbers may be zeros.
+    pub flushes: bool,
 }

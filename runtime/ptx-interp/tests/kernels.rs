@@ -288,7 +288,7 @@ fn faults_are_caught_and_named() {
             matches!(k, Misaligned { .. } | UninitialisedShared { .. })
         }),
         ("a load past the end", "ld.global.u32 %r4, [%rd3+800];", |k| matches!(k, OutOfBounds { .. })),
-        ("a load before the start", "ld.global.u32 %r4, [%rd1-4];", |k| matches!(k, OutOfBounds { .. })),
+        ("a load before the start", "ld.global.u32 %r4, [%rd1+-4];", |k| matches!(k, OutOfBounds { .. })),
         ("a null pointer", "mov.u64 %rd4, 0;\nst.global.u32 [%rd4], %r1;", |k| {
             matches!(k, OutOfBounds { .. })
         }),
@@ -371,7 +371,7 @@ fn synchronised_kernels_raise_no_alarm() {
         ),
         (
             "named barriers, producer and consumer",
-            "setp.lt.u32 %p1, %r1, 32;\n@%p1 bra P;\nbar.sync 3, 64;\nld.shared.u32 %r5, [%r3-128];\nbra E;\nP: st.shared.u32 [%r3], %r1;\nbar.arrive 3, 64;\nE:",
+            "setp.lt.u32 %p1, %r1, 32;\n@%p1 bra P;\nbar.sync 3, 64;\nld.shared.u32 %r5, [%r3+-128];\nbra E;\nP: st.shared.u32 [%r3], %r1;\nbar.arrive 3, 64;\nE:",
         ),
         (
             "a branch that meets again at a barrier",

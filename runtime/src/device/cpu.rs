@@ -2,6 +2,7 @@
 
 use super::{
     Addr, CallerStream, Code, Device, DeviceInfo, IndexFailure, Launch, Memory, Queue, Recording, Times,
+    subnormals,
 };
 use crate::arena::Region;
 use crate::error::{DeviceError, Result, RunError};
@@ -65,7 +66,7 @@ impl Device for Cpu {
             .collect::<Result<Vec<_>>>()?;
         let names = program.kernels.iter().map(|k| k.name.clone()).collect();
         let load_ms = began.elapsed().as_secs_f64() * 1e3;
-        Ok(Arc::new(CpuCode { entries, names, pool: self.pool.clone(), limits, load_ms, _image: image }))
+        Ok(Arc::new(CpuCode { entries, names, pool: self.pool.clone(), limits, load_ms, flushes: program.flushes, _image: image }))
     }
     fn pool(&self) -> Option<&Arc<Pool>> {
         Some(&self.pool)
@@ -95,6 +96,8 @@ struct CpuCode {
     pool: Arc<Pool>,
     limits: Limits,
     load_ms: f64,
+    /// Results smaller than all normal numbers become zeros.
+    flushes: bool,
     _image: CodeImage,
 }
 
@@ -166,6 +169,7 @@ impl Queue for CpuQueue {
             scratch: scratch.as_ptr(),
             status: (&raw const self.status).cast_mut(),
         });
+        let flushes = self.code.flushes;
         let piece = |worker: usize, begin: i64, end: i64| {
             let shared = &shared;
             let mut args = shared.0;
@@ -173,7 +177,13 @@ impl Queue for CpuQueue {
             // SAFETY: generated code stays within the buffers and scratch sizes that the program
             // declares for these symbol values, which the caller vouches for; `begin..end` lies in `0..trip`;
             // pieces are disjoint; the status word is made of atomics.
-            unsafe { entry(&args, begin, end) };
+            let code = || unsafe { entry(&args, begin, end) };
+            if flushes {
+                // SAFETY: generated code alone.
+                unsafe { subnormals::flushed(code) };
+            } else {
+                code();
+            }
         };
         let nanos = l.trip as f64 * l.ns_per_iter;
         if threads == 1 || nanos < SINGLE_THREAD_NS {

@@ -7,6 +7,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod subnormals;
 
 use crate::error::{DeviceError, Result};
 use crate::model::Limits;

@@ -18,6 +18,12 @@ const MOST_WARPS: u32 = 16;
 /// may fill.
 const RESIDENT: f64 = 64.0;
 const CACHED: f64 = 1.0;
+/// Words of a row that a lane holds in registers, at most, and lanes of a warp.
+const HELD: f64 = 16.0;
+const LANES: u32 = 32;
+/// Loads of a lane of an elementwise kernel at once, and turns of all resident warps that it leaves at least.
+const UNDER_WAY: usize = 4;
+const TURNS: f64 = 4.0;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
 const FULL: f64 = 4.0;
 
@@ -28,6 +34,18 @@ impl Chooser<'_> {
         let reads = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| !x.store).count();
         let wide = if narrow > WIDE / 2 { WIDE } else { narrow };
         self.target.simt.then_some(if reads > MOST_READS { self.lanes } else { wide })
+    }
+
+    /// As many times `columns` as let each lane have several loads under way, where that leaves enough for all warps.
+    pub(super) fn under_way(&self, columns: u32, n: i64) -> u32 {
+        let reads = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| !x.store).count().max(1);
+        let points: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
+        let enough = |k: &u32| {
+            let tile = columns * k;
+            let warps = points / f64::from(tile) / (RESIDENT * multiprocessors(self.target));
+            i64::from(tile) <= n && *k as usize * reads <= UNDER_WAY && warps >= TURNS
+        };
+        [4, 2].into_iter().find(|k| columns == WIDE && enough(k)).unwrap_or(1) * columns
     }
 
     /// True where tiles of so many elements are fewer than the warps that keep a GPU busy.
@@ -52,9 +70,19 @@ impl Chooser<'_> {
         let longest = lengths.fold(0.0, f64::max);
         let rows: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
         let busy = self.target.threads as f64 * FULL / rows.max(1.0);
+        let most = (longest / f64::from(WIDE)).min(MOST_WARPS.into());
+        if let Some(warps) = self.held_rows(s, busy.min(most)) {
+            s.warps = if warps > 1 { warps } else { 0 };
+            for i in &mut s.inner {
+                let n = |v: Var| self.a.extent(v).as_const().unwrap_or(1) as u32;
+                i.cols = i.cols.map(|c| (c.0, n(c.0).next_multiple_of(WIDE * warps)));
+                i.tail = i.cols.map_or(i.tail, |c| c.1);
+            }
+            return;
+        }
         let near = RESIDENT * longest * self.bytes_read_again() / (CACHED * self.target.l1_bytes as f64);
         let wanted = busy.max((near.ceil() as u64).next_power_of_two() as f64);
-        let most = (longest / f64::from(WIDE)).min(wanted).min(MOST_WARPS.into());
+        let most = most.min(wanted);
         if most < 2.0 {
             return;
         }
@@ -63,6 +91,18 @@ impl Chooser<'_> {
             i.cols = i.cols.map(|c| (c.0, WIDE * s.warps));
             i.tail = WIDE * s.warps;
         }
+    }
+
+    /// How many warps hold a row in registers, `least` at least: where its length is known and it is read more than once, tiles
+    /// of whole rows make every later read one of registers.
+    fn held_rows(&self, s: &Schedule, least: f64) -> Option<u32> {
+        let again = self.bytes_read_again() / 4.0;
+        let columns = s.inner.iter().map(|i| self.a.extent(i.cols?.0).as_const());
+        let longest = columns.collect::<Option<Vec<i64>>>()?.into_iter().max()?;
+        let words = longest as f64 * again / f64::from(LANES);
+        let enough = ((words / HELD).ceil() as u32).checked_next_power_of_two()?;
+        let warps = enough.max(1 << (least.max(1.0) as u32).ilog2());
+        (again > 0.0 && longest > 0 && warps <= MOST_WARPS).then_some(warps)
     }
 
     /// Bytes of a column that more than one statement reads.

@@ -478,7 +478,6 @@ impl<'a> Parser<'a> {
                             self.at += 1;
                             self.int()?
                         }
-                        Some(Tok::Punct(b'-')) => self.int()?,
                         _ => 0,
                     };
                     Operand::Address(name, offset)
