@@ -281,7 +281,7 @@ impl<'a> Chooser<'a> {
             let ops: f64 = self.a.works.iter().map(|w| w.ops).sum();
             let vectors = if ops > 12.0 { 2 } else { 4 };
             let cap = (n.max(1) as u64).div_ceil(u64::from(self.lanes)).min(vectors) as u32;
-            let size = self.warp_columns(n).map(|c| self.under_way(c, n)).unwrap_or(cap * self.lanes);
+            let size = self.warp_columns(n).unwrap_or(cap * self.lanes);
             self.col_size = panel.map_or(size, |p| p as u32);
             return;
         }

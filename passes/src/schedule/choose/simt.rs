@@ -21,9 +21,6 @@ const CACHED: f64 = 1.0;
 /// Words of a row that a lane holds in registers, at most, and lanes of a warp.
 const HELD: f64 = 16.0;
 const LANES: u32 = 32;
-/// Loads of a lane of an elementwise kernel at once, and turns of all resident warps that it leaves at least.
-const UNDER_WAY: usize = 4;
-const TURNS: f64 = 4.0;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
 const FULL: f64 = 4.0;
 
@@ -34,18 +31,6 @@ impl Chooser<'_> {
         let reads = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| !x.store).count();
         let wide = if narrow > WIDE / 2 { WIDE } else { narrow };
         self.target.simt.then_some(if reads > MOST_READS { self.lanes } else { wide })
-    }
-
-    /// As many times `columns` as let each lane have several loads under way, where that leaves enough for all warps.
-    pub(super) fn under_way(&self, columns: u32, n: i64) -> u32 {
-        let reads = self.a.works.iter().flat_map(|w| &w.accesses).filter(|x| !x.store).count().max(1);
-        let points: f64 = self.a.k.domain.iter().map(|x| self.a.facts.likely(&x.extent)).product();
-        let enough = |k: &u32| {
-            let tile = columns * k;
-            let warps = points / f64::from(tile) / (RESIDENT * multiprocessors(self.target));
-            i64::from(tile) <= n && *k as usize * reads <= UNDER_WAY && warps >= TURNS
-        };
-        [4, 2].into_iter().find(|k| columns == WIDE && enough(k)).unwrap_or(1) * columns
     }
 
     /// True where tiles of so many elements are fewer than the warps that keep a GPU busy.
