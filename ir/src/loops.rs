@@ -15,6 +15,9 @@ use crate::dtype::Scalar;
 use crate::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 use crate::{DType, Dim, OriginId, Sym};
 
+/// Tile instruction: a float times 2 to the whole number below another, rounded once (`acc * 2^floor(a)`, `b` is `a`).
+pub const SCALE: &str = "vscalef";
+
 /// An SSA value of one [`Func`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Val(pub u32);
@@ -148,7 +151,7 @@ pub enum Inst {
     },
     /// Machine form: `lanes[i]` of the concatenation of both operands (equal length).
     Shuffle(Val, Val, Vec<u32>),
-    /// Tile instruction of a target's table (mma, wgmma, vpdpbusd): accumulator, a, b.
+    /// Tile instruction of a target's table (mma, wgmma, vpdpbusd, [`SCALE`]): accumulator, a, b.
     TileOp {
         name: String,
         acc: Val,

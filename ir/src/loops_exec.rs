@@ -4,7 +4,7 @@
 //! every operation, so that narrow floats may differ from compiled code, which keeps them wide.
 
 use crate::dtype::Scalar;
-use crate::loops::{Addr, Block, Func, Inst, Level, Mem, PipeOp, Stmt, Stride, Ty, Val};
+use crate::loops::{Addr, Block, Func, Inst, Level, Mem, PipeOp, SCALE, Stmt, Stride, Ty, Val};
 use crate::loops_opt::eval;
 use crate::{DType, Dim, IrError, Monoid, OriginId, Result};
 
@@ -487,6 +487,7 @@ impl Machine<'_> {
             Inst::TileOp { name, acc, a, b } => match name.as_str() {
                 "vpdpbusd" => self.map3([*acc, *a, *b], dot_bytes)?,
                 "vdpbf16ps" => self.map3([*acc, *a, *b], dot_bf16)?,
+                SCALE => self.map3([*acc, *a, *b], |x, n, _| scaled(d, x, n))?,
                 _ => return self.fail(format!("tile instruction `{name}`")),
             },
         })
@@ -496,6 +497,15 @@ impl Machine<'_> {
 /// A barrier, or a statement around one.
 fn meets(stmt: &Stmt) -> bool {
     matches!(stmt, Stmt::Barrier(_)) || stmt.blocks().into_iter().any(|b| b.stmts.iter().any(meets))
+}
+
+/// x * 2^floor(n), rounded once.
+fn scaled(dtype: crate::DType, x: Scalar, n: Scalar) -> Scalar {
+    // a product of doubles is exact for what f32 holds; those of f64 come in two steps beyond the range of its powers
+    let (x, n) = (x.as_f64(), n.as_f64().floor());
+    let half = (n / 2.0).floor();
+    let y = x * half.exp2() * (n - half).exp2();
+    Scalar::Float(if dtype == crate::DType::F64 { y } else { f64::from(y as f32) })
 }
 
 /// acc + the sum of four products of an unsigned and a signed byte.

@@ -45,6 +45,11 @@ impl TargetDesc {
         (self.vector_bits / 8 / bytes.max(1) as u32).max(1)
     }
 
+    /// Bytes of the vectors of floats that one instruction multiplies by powers of 2, 0 where there is none.
+    pub fn scales(&self) -> usize {
+        if self.vector_bits == 512 && self.features.split(',').any(|f| f == "+avx512f") { 64 } else { 0 }
+    }
+
     /// How dot products of words are computed; `None` where there is nothing better than one product after another.
     pub fn words(&self, dot: Dot) -> Option<Words> {
         let has = |feature: &str| self.features.split(',').any(|f| f == feature);

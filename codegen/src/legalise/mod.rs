@@ -41,7 +41,7 @@
 //! | `Extract(v, 0, lane)` | vector -> scalar | bool too |
 //! | `Insert` | | bool does not occur |
 //! | `Shuffle` | vectors | bool does not occur |
-//! | `TileOp` | `"vpdpbusd"`: acc i32, a i32 (4 unsigned bytes a lane), b i32 (4 signed bytes a lane), all vectors; `"vdpbf16ps"`: acc f32, a and b i32 (2 bf16 a lane, the even one in the low half) | only where `TargetDesc::features` has `+avx512vnni` / `+avx512bf16`; expanded elsewhere |
+//! | `TileOp` | `"vpdpbusd"`: acc i32, a i32 (4 unsigned bytes a lane), b i32 (4 signed bytes a lane), all vectors; `"vdpbf16ps"`: acc f32, a and b i32 (2 bf16 a lane, the even one in the low half) | only where `TargetDesc::features` has `+avx512vnni` / `+avx512bf16`; expanded elsewhere; `"vscalef"` (`ir::loops::SCALE`) on floats where `TargetDesc::scales` |
 //!
 //! Math functions, float `Rem`, integer `Neg`/`Abs`/`Pow`, `ReduceRows` do not occur.
 //!

@@ -454,7 +454,7 @@ impl<'a> Legaliser<'a> {
     }
 
     fn unary(&mut self, dtype: DType, op: UnaryOp, v: Val) -> Emit<Tile> {
-        let fma = self.target.has_fma;
+        let (fma, scale) = (self.target.has_fma, self.target.scales());
         let (float, bool) = (dtype.is_float(), dtype == DType::Bool);
         use UnaryOp as U;
         let tile = match op {
@@ -465,7 +465,7 @@ impl<'a> Legaliser<'a> {
                 #[cfg(feature = "planted-faults")]
                 let wrong = expand && self.options.wrong_erf && op == U::Erf;
                 self.map(v, |b, x| {
-                    let expanded = if expand { Math { b, fma }.unary(op, x) } else { None };
+                    let expanded = if expand { Math { b, fma, scale }.unary(op, x) } else { None };
                     let y = expanded.unwrap_or_else(|| b.unary(op, x));
                     #[cfg(feature = "planted-faults")]
                     if wrong {
@@ -496,7 +496,7 @@ impl<'a> Legaliser<'a> {
 
     fn binary(&mut self, dtype: DType, op: BinaryOp, x: Val, y: Val) -> Emit<Tile> {
         use BinaryOp as B;
-        let fma = self.target.has_fma;
+        let (fma, scale) = (self.target.has_fma, self.target.scales());
         let (float, signed) = (dtype.is_float(), dtype.is_signed_int());
         let invalid = || Err(Fault::invalid(format!("{} of {dtype}", op.name())));
         let operands = [x, y];
@@ -515,10 +515,10 @@ impl<'a> Legaliser<'a> {
             B::Rem | B::Pow | B::Atan2 if float && !self.expands(op.name()) => {
                 self.map2(operands, |b, x, y| b.binary(op, x, y))?
             }
-            B::Rem if float => self.map2(operands, |b, x, y| Math { b, fma }.rem(x, y))?,
-            B::Pow if float => self.map2(operands, |b, x, y| Math { b, fma }.pow(x, y))?,
-            B::Pow => self.map2(operands, |b, x, y| Math { b, fma }.int_pow(x, y))?,
-            B::Atan2 => self.map2(operands, |b, x, y| Math { b, fma }.atan2(x, y))?,
+            B::Rem if float => self.map2(operands, |b, x, y| Math { b, fma, scale }.rem(x, y))?,
+            B::Pow if float => self.map2(operands, |b, x, y| Math { b, fma, scale }.pow(x, y))?,
+            B::Pow => self.map2(operands, |b, x, y| Math { b, fma, scale }.int_pow(x, y))?,
+            B::Atan2 => self.map2(operands, |b, x, y| Math { b, fma, scale }.atan2(x, y))?,
             B::Min | B::Max | B::And | B::Or | B::Xor => {
                 return self.map2(operands, |b, x, y| b.binary(op, x, y));
             }
@@ -551,7 +551,7 @@ impl<'a> Legaliser<'a> {
                     if b.ty(x).is_scalar() || b.as_const(y).is_some() {
                         return b.binary(op, x, y);
                     }
-                    let q = Math { b, fma }.int_div_by_float(x, y);
+                    let q = Math { b, fma, scale }.int_div_by_float(x, y);
                     if op == B::Div {
                         return q;
                     }

@@ -10,7 +10,7 @@ use inkwell::{FloatPredicate, IntPredicate};
 use ir::DType;
 use ir::dtype::Scalar;
 use ir::kernel::Dot;
-use ir::loops::{Inst, Val};
+use ir::loops::{Inst, SCALE, Val};
 use ir::prim::{BinaryOp, CmpOp, ConvertMode, Monoid, UnaryOp};
 use ir::target::Words;
 
@@ -274,10 +274,21 @@ impl<'ctx> Emitter<'_, 'ctx> {
         b.select(above, b.int_like(ints, i128::from(i32::MAX)), x)
     }
 
-    /// Dot products of four bytes or two bf16 in each lane.
+    /// Dot products of four bytes or two bf16 in each lane, or products with powers of 2.
     fn tile_op(&self, name: &str, acc: Val, a: Val, b: Val) -> Emit<Value<'ctx>> {
         let n = self.ty(acc)?.cols;
         let cx = self.build.cx;
+        if name == SCALE {
+            let (intrinsic, mask) = match (self.ty(acc)?.dtype, n) {
+                (DType::F32, 16) => ("llvm.x86.avx512.mask.scalef.ps.512", cx.i16_type()),
+                (DType::F64, 8) => ("llvm.x86.avx512.mask.scalef.pd.512", cx.i8_type()),
+                (d, n) => return Err(Fault::unsupported(format!("`{name}` on {n} lanes of {d}"))),
+            };
+            let (x, all) = (self.val(acc)?, mask.const_all_ones().into());
+            // rounded as the thread's mode says
+            let rounding = cx.i32_type().const_int(4, false).into();
+            return self.build.value_of(intrinsic, &[], &[x, self.val(a)?, x, all, rounding]);
+        }
         if name == Dot::Bytes.tile_op() && self.desc.words(Dot::Bytes) == Some(Words::Pairs) {
             return self.pairs_of_bytes(n, self.val(acc)?, self.val(a)?, self.val(b)?);
         }

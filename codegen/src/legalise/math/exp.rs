@@ -1,7 +1,7 @@
 //! exp, expm1, sinh, cosh, tanh, erf.
 
 use super::Math;
-use ir::loops::Val;
+use ir::loops::{SCALE, Val};
 use ir::prim::CmpOp;
 
 /// (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2: relative error of exp 4e-8 and of expm1 1.2e-7.
@@ -111,24 +111,32 @@ const ERFC: [f64; 18] = [
     5.805663082270495e-08,
 ];
 
+/// 1.5 * 2^52, or 2^23 in f32, and its bits: adding it rounds to an integer, which then lies in the low bits.
+fn magic(wide: bool) -> (f64, i64) {
+    let magic: f64 = if wide { 6755399441055744.0 } else { 12582912.0 };
+    (magic, if wide { magic.to_bits() as i64 } else { i64::from((magic as f32).to_bits()) })
+}
+
 impl Math<'_> {
     /// exp(x) = 2^n (1 + q): n as an integer, q = expm1(r) of the reduced argument. `lo` is added to the
     /// reduced argument. The argument is limited to where results differ from 0 and infinity.
     pub(super) fn exp_parts(&mut self, x: Val, coef: &[f64], lo: Option<Val>) -> (Val, Val) {
+        let (q, t) = self.exp_reduced(x, coef, lo);
+        let bits = self.bits(t);
+        let base = self.i(x, magic(self.is_f64(x)).1);
+        (q, self.sub(bits, base))
+    }
+
+    /// As [`Self::exp_parts`], but for n: the sum of it and of [`magic`].
+    fn exp_reduced(&mut self, x: Val, coef: &[f64], lo: Option<Val>) -> (Val, Val) {
         let wide = self.is_f64(x);
         let (min, max) = if wide { (-746.0, 711.0) } else { (-104.0, 90.0) };
         let x = self.at_most(x, max);
         let x = self.at_least(x, min);
-        // adding 1.5 * 2^52 rounds to an integer, which then lies in the low bits
-        let magic: f64 = if wide { 6755399441055744.0 } else { 12582912.0 };
-        let magic_bits = if wide { magic.to_bits() as i64 } else { i64::from((magic as f32).to_bits()) };
-        let c = self.c(x, magic);
+        let c = self.c(x, magic(wide).0);
         let log2e = self.c(x, std::f64::consts::LOG2_E);
         let t = self.mad(x, log2e, c);
         let nf = self.sub(t, c);
-        let bits = self.bits(t);
-        let base = self.i(x, magic_bits);
-        let n = self.sub(bits, base);
         let (ln2_hi, ln2_lo) = if wide { LN2_F64 } else { LN2_F32 };
         let hi = self.c(x, -ln2_hi);
         let r = self.mad(nf, hi, x);
@@ -139,11 +147,18 @@ impl Math<'_> {
         }
         let p = self.poly(r, coef);
         let r2 = self.mul(r, r);
-        (self.mad(r2, p, r), n)
+        (self.mad(r2, p, r), t)
     }
 
     pub(super) fn exp(&mut self, x: Val) -> Val {
         let coef: &[f64] = if self.is_f64(x) { &EXP_F64 } else { &EXP_F32 };
+        if self.scales(x) {
+            let (q, t) = self.exp_reduced(x, coef, None);
+            let p = self.add_c(q, 1.0);
+            let c = self.c(x, magic(self.is_f64(x)).0);
+            let n = self.sub(t, c);
+            return self.b.tile_op(SCALE, p, n, n);
+        }
         let (q, n) = self.exp_parts(x, coef, None);
         let p = self.add_c(q, 1.0);
         self.ldexp(p, n)

@@ -52,6 +52,8 @@ pub struct Math<'a> {
     pub b: &'a mut LoopBuilder,
     /// Fused multiply-add exists.
     pub fma: bool,
+    /// Bytes of vectors that one instruction multiplies by powers of 2 ([`ir::loops::SCALE`]); 0 where there is none.
+    pub scale: usize,
 }
 
 impl Math<'_> {
@@ -263,6 +265,11 @@ impl Math<'_> {
         let s = self.add(a, b);
         let d = self.sub(s, a);
         (s, self.sub(b, d))
+    }
+    /// Whether one instruction multiplies `x` by powers of 2.
+    fn scales(&self, x: Val) -> bool {
+        let ty = self.b.ty(x);
+        self.scale > 0 && ty.cols as usize * ty.dtype.bytes() == self.scale
     }
     /// x * 2^n for every n that matters: in two steps, so that the result may be denormal or infinite.
     fn ldexp(&mut self, x: Val, n: Val) -> Val {

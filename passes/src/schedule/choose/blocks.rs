@@ -17,6 +17,8 @@ const AHEAD_CACHE: i64 = 4;
 
 /// Bytes of the row operand of a contraction from which on it matters which thread wrote it.
 const SHARED_ROWS: f64 = 32e3;
+/// Tiles of rows for each thread, at least, where the length of the axis is not known.
+const MANY: i64 = 8;
 /// Part of the second-level cache that a block of rows may fill.
 const BLOCK: f64 = 0.65;
 
@@ -97,7 +99,11 @@ impl Chooser<'_> {
             }
             inside /= size(v).max(1.0);
             let step = s.rows.filter(|r| r.axis == v).map_or(1, |r| r.size);
-            let Some(n) = self.a.extent(v).as_const() else {
+            // rows of a batch whose size is not known are at least those of one
+            let extent = self.a.extent(v);
+            let least = extent.bounds(&self.a.facts).0;
+            let Some(n) = extent.as_const().or(Some(least).filter(|n| *n >= MANY * i64::from(threads * step)))
+            else {
                 // a batch, most likely
                 found.push((v, step));
                 continue;
