@@ -4,6 +4,10 @@
 //! next one. The first rows then wait for memory, the others find the panel in the cache. So the loop over the
 //! products of one panel asks for the next panel, a few elements at each step: tile `t` of the panel's
 //! tiles and step `k` of the reduction ask for the `ahead` elements from `(t * steps + k) * ahead` of it.
+//!
+//! Where a panel serves one tile alone (a product of one row), all is read once and in order, and each step asks for what
+//! comes [`DISTANCE`] bytes later: the processor's own prefetchers follow from too near where much is computed with each byte,
+//! and stop at the ends of pages.
 
 use super::space::{VarFacts, substitute};
 use crate::schedule::{ColTile, Edge, Schedule};
@@ -13,6 +17,8 @@ use ir::{Dim, Var};
 
 /// Bytes that one prefetch asks for.
 pub const LINE: usize = 64;
+/// What a core reads from main memory while it waits for one line, and some more (14 bytes in a nanosecond, 200 ns).
+const DISTANCE: i64 = 4096;
 
 /// The panels of a contraction's column operand: contiguous, one behind the other.
 pub struct Panel {
@@ -49,10 +55,13 @@ pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
     });
     let (axes, value) = reductions.next().filter(|_| reductions.next().is_none())?;
     let (Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y)) = k.get(value) else { return None };
-    let (buf, offset) = [*x, *y]
+    let elems = |b: &BufId| Dim::product(&k.buffers[b.0 as usize].shape).as_const().unwrap_or(0);
+    let mut reads = Vec::new();
+    [*x, *y].into_iter().for_each(|e| plain_reads(k, e, &mut reads));
+    let (buf, offset) = reads
         .into_iter()
-        .filter_map(|e| read(k, e))
-        .find(|(buf, offset)| k.buffers[buf.0 as usize].constant && offset.uses_var(cols.axis))?;
+        .filter(|(buf, offset)| k.buffers[buf.0 as usize].constant && offset.uses_var(cols.axis))
+        .max_by_key(|(buf, _)| elems(buf))?;
     // in panels: tile and column of the axis
     let (tile, lane) = (Var(k.vars.len() as u32), Var(k.vars.len() as u32 + 1));
     let (inside, column) = if cols.panel {
@@ -70,7 +79,10 @@ pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
     }
     let mut steps = Vec::new();
     for a in axes {
-        steps.push((a.var, coef(a.var)?, a.extent.as_const()?));
+        // places in a byte move on in no memory
+        if inside.uses_var(a.var) {
+            steps.push((a.var, coef(a.var)?, a.extent.as_const()?));
+        }
     }
     steps.sort_by_key(|s| s.1);
     let mut elems = size;
@@ -84,12 +96,13 @@ pub fn panel(k: &Kernel, cols: &ColTile, facts: &VarFacts) -> Option<Panel> {
     Some(Panel { buf, offset: offset.clone(), steps, elems, cols: size, axis: cols.axis, whole: cols.panel })
 }
 
-/// The unguarded read that a factor is, conversions aside, and its offset.
-fn read(k: &Kernel, e: ExprId) -> Option<(BufId, &Dim)> {
+/// The unguarded reads that a factor is computed from, with their offsets.
+fn plain_reads<'k>(k: &'k Kernel, e: ExprId, found: &mut Vec<(BufId, &'k Dim)>) {
     match k.get(e) {
-        Expr::Read { buf, index, guards, .. } if guards.is_empty() => Some((*buf, index.first()?)),
-        Expr::Convert(_, _, x) => read(k, *x),
-        _ => None,
+        Expr::Read { buf, index, guards, .. } if guards.is_empty() => {
+            found.extend(index.first().map(|i| (*buf, i)));
+        }
+        other => crate::kernels::children(other).into_iter().for_each(|c| plain_reads(k, c, found)),
     }
 }
 
@@ -141,7 +154,14 @@ pub fn place(k: &Kernel, s: &Schedule, panel: &Panel, row: Option<Var>, facts: &
         false => Dim::from(0),
     };
     let here: Vec<(Var, Dim)> = panel.steps.iter().map(|x| zero(x.0)).chain([(panel.axis, first)]).collect();
-    let start = substitute(&panel.offset, facts, &here) + Dim::from(panel.elems);
+    let start = substitute(&panel.offset, facts, &here);
+    let steps = panel.steps.iter();
+    let step = steps.fold(Dim::from(0), |sum, (v, coef)| sum + Dim::from(*v) * Dim::from(coef / panel.cols));
+    if i64::from(s.ahead) >= panel.cols {
+        let bytes = k.buffers[panel.buf.0 as usize].dtype.bytes() as i64;
+        return start + step * cols + Dim::from(DISTANCE / bytes);
+    }
+    let start = start + Dim::from(panel.elems);
     let mut tile = Dim::from(0);
     for f in sharing(k, s, panel) {
         let at = match row.filter(|_| s.rows.is_some_and(|r| r.axis == f.axis && r.size > 1)) {
@@ -156,9 +176,5 @@ pub fn place(k: &Kernel, s: &Schedule, panel: &Panel, row: Option<Var>, facts: &
     let ahead = i64::from(s.ahead).max(1);
     let enough = panel.cols / ahead;
     let tile = tile.min_with(&Dim::from(enough), facts);
-    let step = panel
-        .steps
-        .iter()
-        .fold(Dim::from(0), |sum, (v, coef)| sum + Dim::from(*v) * Dim::from(coef / panel.cols));
     start + (tile * Dim::from(panel.elems / panel.cols) + step) * Dim::from(ahead)
 }

@@ -77,12 +77,14 @@ struct Nest<'a> {
     stmt: usize,
     /// What each step of the contraction asks for ahead of its use.
     ahead: Option<(Mem, Dim)>,
+    /// What was asked for last.
+    asked: Option<Val>,
 }
 
 impl<'a> Nest<'a> {
     fn new(e: Eval<'a>, s: &'a Schedule) -> Nest<'a> {
         let extents = e.k.domain.iter().map(|a| (a.var, a.extent.clone())).collect();
-        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None }
+        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None, asked: None }
     }
 
     /// Strides of an empty kernel may be 0 where its tiles have many rows: it has no code at all.
@@ -562,7 +564,10 @@ impl<'a> Nest<'a> {
             for part in 0..self.s.ahead.div_ceil(line) {
                 let index = self.e.resolve(&(&place + &Dim::from(i64::from(part * line))));
                 let index = self.e.dim(&index)?;
-                self.e.b.prefetch(mem, index);
+                // places in a byte ask for the same
+                if self.asked.replace(index) != Some(index) {
+                    self.e.b.prefetch(mem, index);
+                }
             }
         }
         let exact = self.e.dtype(r.value) == r.acc;

@@ -11,8 +11,8 @@ use ir::{Dim, Var};
 /// most; the part of the second-level cache that the weights must be larger than.
 ///
 /// Measured on Zen 5, weights in main memory: 5 % less time with 16 tiles, 4 % with 25, nothing with 190. On Zen 3:
-/// 10 to 20 % less with 9.
-const AHEAD_TILES: (f64, f64) = (2.0, 64.0);
+/// 10 to 20 % less with 9. One tile (see [`ahead`]): weights of 4 bits on an Intel in a third of the time.
+const AHEAD_TILES: (f64, f64) = (1.0, 64.0);
 const AHEAD_CACHE: i64 = 4;
 
 /// Bytes of the row operand of a contraction from which on it matters which thread wrote it.
@@ -27,16 +27,18 @@ impl Chooser<'_> {
     /// of the next: not where tiles are too few or so many that a panel's latency does not show, nor where
     /// all panels stay in the cache.
     pub(super) fn ahead(&self, s: &Schedule) -> u32 {
-        let (Some(_), Some(cols)) = (s.rows, s.cols) else { return 0 };
+        let Some(cols) = s.cols.filter(|_| self.contraction || s.rows.is_none()) else { return 0 };
         let Some(panel) = ahead::panel(self.a.k, &cols, &self.a.facts).filter(|_| !self.target.simt) else {
             return 0;
         };
         let buffer = &self.a.k.buffers[panel.buf.0 as usize];
         let bytes = Dim::product(&buffer.shape).as_const().unwrap_or(0) * buffer.dtype.bytes() as i64;
-        let tiles: f64 = ahead::sharing(self.a.k, s, &panel)
-            .iter()
-            .map(|f| self.a.facts.likely(&f.tiles(&self.a.facts)))
-            .product();
+        let shared = ahead::sharing(self.a.k, s, &panel);
+        let tiles: f64 = match s.rows {
+            // the version for fewer rows than those of any tile
+            None if self.rows.is_some() => 1.0,
+            _ => shared.iter().map(|f| self.a.facts.likely(&f.tiles(&self.a.facts))).product(),
+        };
         let width = f64::from(cols.size);
         let pays = (AHEAD_TILES.0..=AHEAD_TILES.1).contains(&tiles);
         if !pays || bytes * AHEAD_CACHE < self.target.l2_bytes as i64 {
