@@ -3,7 +3,8 @@
 //! Contractions and convolutions of f32 whose one operand is constant take both operands as bf16 and go on
 //! summing in f32. A value that such a product reads is rounded once, where it is computed, for all of its
 //! users: it then lies in memory in half the bytes. Products of two activations (attention) stay f32, and so
-//! do convolutions of large images in Winograd's form, which is faster in f32 than a direct one in bf16.
+//! do convolutions of large images in Winograd's form, which is faster in f32 than a direct one in bf16 by vectors,
+//! but not than one in matrix registers.
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
@@ -13,13 +14,14 @@ use ir::prim::{ConvertMode, Prim};
 use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
 
-pub fn bf16_products(module: &mut Module, fuel: &Fuel) -> Result<()> {
+/// `matrices`: the machine has matrix registers.
+pub fn bf16_products(module: &mut Module, matrices: bool, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Bf16 { symbols, regions: Vec::new() }, fuel)
+    rewrite(module, &mut Bf16 { symbols, matrices, regions: Vec::new() }, fuel)
 }
 
 /// The products of a graph that are to change, and the values that they round.
-fn wanted(g: &Graph, symbols: &Symbols) -> Region {
+fn wanted(g: &Graph, symbols: &Symbols, matrices: bool) -> Region {
     let mut region = Region::default();
     let mut constant = vec![false; g.value_count()];
     for (_, op) in g.ops() {
@@ -35,7 +37,8 @@ fn wanted(g: &Graph, symbols: &Symbols) -> Region {
             // a window of few products in each group has no use for words
             Prim::Convolve { .. } => {
                 let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
-                words && Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols).is_none()
+                let form = || Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols);
+                words && (matrices || form().is_none())
             }
             _ => false,
         };
@@ -60,6 +63,7 @@ struct Region {
 
 struct Bf16 {
     symbols: Symbols,
+    matrices: bool,
     regions: Vec<Region>,
 }
 
@@ -76,7 +80,7 @@ impl Region {
 
 impl Rule for Bf16 {
     fn enter(&mut self, old: &Graph) {
-        self.regions.push(wanted(old, &self.symbols));
+        self.regions.push(wanted(old, &self.symbols, self.matrices));
     }
     fn leave(&mut self) {
         self.regions.pop();
