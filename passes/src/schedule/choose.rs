@@ -93,8 +93,11 @@ fn variants_of_threads(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
     let least = extent.bounds(&a.facts).0;
     let mut choices = Vec::new();
     // a tile may not be longer than its axis: shorter ones for short axes whose length is not known
-    let shorter = if chooser.matrix.is_some() { FEW as u32 } else { 4 };
-    for size in [rows.size, rows.size.min(shorter), 1] {
+    // matrix registers gain from a few rows more
+    let few = if chooser.matrix.is_some() { FEW as u32 } else { 4 };
+    let mut sizes = vec![rows.size, rows.size.min(few), rows.size.min(4), 1];
+    sizes.dedup();
+    for size in sizes {
         let tile = RowTile { size, overlap: !extent.divisible_by(size.into(), &a.facts), ..rows };
         let fits = i64::from(size) <= least || !tile.overlap || size == 1;
         let guard = Guard { expr: &extent - Dim::from(i64::from(size)), bound: Dim::from(Dim::LIMIT) };
@@ -362,7 +365,11 @@ impl<'a> Chooser<'a> {
         }
         if let Some(found) = found {
             (self.contraction, self.col_size) = (true, found.cols);
-            if panel.is_some() || extent.divisible_by(found.cols.into(), &self.a.facts) {
+            let single = panel.is_none() && self.is_padded_panel(col, found.cols);
+            if single {
+                self.col = Some((col, Some(found.cols.into())));
+            }
+            if single || panel.is_some() || extent.divisible_by(found.cols.into(), &self.a.facts) {
                 (self.rows, self.matrix) = (Some(found.rows), Some(found.tile));
             } else {
                 // not yet packed, or beside other columns: matrices read whole tiles

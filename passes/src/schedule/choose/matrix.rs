@@ -9,7 +9,7 @@ use crate::schedule::analyse::{Step, Work};
 use crate::schedule::{MatrixTile, RowTile};
 use ir::kernel::{Dot, Expr, ExprId, Stmt};
 use ir::target::MATRIX_SIZE;
-use ir::{Monoid, Var};
+use ir::{Dim, Monoid, Var};
 
 /// Products of words (multiply-adds of 32 bits) that vectors do in a cycle: measured 0.7 TOPS of bytes on Sapphire
 /// Rapids, whose matrix registers do 4.7.
@@ -17,9 +17,9 @@ const VECTOR_WORDS: f64 = 38.0;
 /// Cycles in which a matrix of 16 rows is read. Its product takes one cycle for each row.
 const LOAD: f64 = 8.0;
 /// Cycles for each row and 16 columns of a result on its way through memory.
-const LEAVE: f64 = 4.0;
+const LEAVE: f64 = 1.0;
 /// Cycles around the steps of a tile.
-const TILE: f64 = 30.0;
+const TILE: f64 = 20.0;
 /// Vectors are given up for matrices that take at most so much of their time.
 const PAYS: f64 = 0.8;
 
@@ -143,6 +143,22 @@ impl Chooser<'_> {
             }
         }
         best.filter(|b| b.cost * VECTOR_WORDS < PAYS)
+    }
+
+    /// True where all columns are those of one panel that is wider than they are.
+    pub(super) fn is_padded_panel(&self, col: Var, cols: u32) -> bool {
+        let mut facts = self.a.facts.clone();
+        let extent = self.a.extent(col).as_const();
+        if extent.is_none_or(|n| n >= i64::from(cols)) {
+            return false;
+        }
+        facts.set(col, Dim::from(i64::from(cols)));
+        let reads = self.a.works.iter().filter(|w| w.reduce).flat_map(|w| &w.accesses);
+        reads.filter(|x| x.offset.uses_var(col)).all(|x| {
+            let elems = self.a.k.buffers[x.buf.0 as usize].shape[0].as_const();
+            x.offset.affine_in(col).is_some_and(|(c, _)| c.is_const(1))
+                && elems.is_some_and(|n| x.offset.bounds(&facts).1 < n)
+        })
     }
 
     /// Rows of a tile of vectors as wide as that in matrix registers.

@@ -169,7 +169,7 @@ fn lines_in_matrices() {
         for m in (1..=40).chain([49, 100]) {
             // words: fewer than a register has, no multiple of it, several of them, a prime number
             let (words, taps) = ([16, 3, 24, 32, 7, 40, 1][m as usize % 7], 1 + m % 3);
-            let (n, panel) = [(32, 32), (16, 16), (70, 32), (8, 16), (64, 32)][m as usize % 5];
+            let (n, panel) = [(32, 32), (16, 16), (70, 32), (24, 32), (64, 32)][m as usize % 5];
             let b = line(dot, [m, n, words * parts, taps, 1 + m % 2], panel);
             let schedules = b.check_on(&target);
             let matrix = schedules.iter().any(|s| s.contains("matrix"));
