@@ -10,9 +10,13 @@ use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
 use crate::winograd::Form;
-use ir::prim::{ConvertMode, Prim};
-use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
+use ir::dtype::Scalar;
+use ir::prim::{ConvertMode, PadMode, Prim};
+use ir::{DType, Dim, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
+
+/// Channels that get one more, of zeros, where matrix registers multiply them.
+const COLOURS: i64 = 3;
 
 /// `matrices`: the machine has matrix registers.
 pub fn bf16_products(module: &mut Module, matrices: bool, fuel: &Fuel) -> Result<()> {
@@ -35,8 +39,10 @@ fn wanted(g: &Graph, symbols: &Symbols, matrices: bool) -> Region {
         let product = match &op.prim {
             Prim::Contract { .. } => true,
             // a window of few products in each group has no use for words
-            Prim::Convolve { .. } => {
-                let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
+            Prim::Convolve { groups, .. } => {
+                let channels = g[b].ty.shape[1].as_const();
+                let pads = matrices && *groups == 1;
+                let words = channels.is_some_and(|c| c % 2 == 0 || pads && c == COLOURS);
                 let form = || Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols);
                 words && (matrices || form().is_none())
             }
@@ -72,6 +78,18 @@ fn convert(site: &mut Site<'_>, x: ValueId, to: DType) -> ValueId {
     site.push(Prim::Convert { to, mode: ConvertMode::Plain }, vec![x], vec![ty])[0]
 }
 
+/// `x` with zeros behind its channels.
+fn one_channel_more(cx: &mut Shared<'_>, site: &mut Site<'_>, x: ValueId) -> ValueId {
+    let ty = site.ty(x).clone();
+    let none = vec![Dim::from(0); ty.rank()];
+    let (mut hi, mut shape) = (none.clone(), ty.shape.clone());
+    hi[1] = Dim::from(1);
+    shape[1] = &shape[1] + &Dim::from(1);
+    let prim = Prim::Pad { lo: none, hi, interior: vec![0; ty.rank()], mode: PadMode::Constant };
+    let fill = site.scalar(cx, ty.dtype, Scalar::zero(ty.dtype));
+    site.push(prim, vec![x, fill], vec![TensorType::new(ty.dtype, shape)])[0]
+}
+
 impl Region {
     fn half(&mut self, site: &mut Site<'_>, x: ValueId) -> ValueId {
         *self.halves.entry(x).or_insert_with(|| convert(site, x, DType::BF16))
@@ -85,7 +103,7 @@ impl Rule for Bf16 {
     fn leave(&mut self) {
         self.regions.pop();
     }
-    fn apply(&mut self, _: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
         let Some(region) = self.regions.last_mut() else { return Ok(None) };
         let &[result] = site.op.results.as_slice() else { return Ok(None) };
         let product = region.products.contains(&result);
@@ -94,8 +112,14 @@ impl Rule for Bf16 {
             return Ok(None);
         }
         let operands = site.operands.to_vec();
-        let operands =
+        let operands: Vec<ValueId> =
             if product { operands.into_iter().map(|x| region.half(site, x)).collect() } else { operands };
+        let convolution = product && matches!(site.op.prim, Prim::Convolve { .. });
+        let even = |x: &ValueId| !site.ty(*x).shape[1].is_const(COLOURS);
+        let operands = match convolution && !operands.iter().all(even) {
+            true => operands.into_iter().map(|x| one_channel_more(cx, site, x)).collect(),
+            false => operands,
+        };
         let new = site.push(site.op.prim.clone(), operands, site.types.to_vec())[0];
         if !rounds {
             return Ok(Some(vec![new]));
