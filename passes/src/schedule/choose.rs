@@ -10,9 +10,9 @@ use super::analyse::{Access, Analysis, Step, Work};
 use super::tiles::{self, Question};
 use super::{ColTile, Edge, InnerSpec, LoopSpec, MatrixTile, RowTile, Schedule};
 use ir::kernel::{Access as Use, Axis, Expr, Guard, Kernel, Stmt};
-use ir::prim::{BinaryOp, Combine};
+use ir::prim::Combine;
 use ir::target::{TargetDesc, Words};
-use ir::{Dim, Monoid, Symbols, Var};
+use ir::{Dim, Symbols, Var};
 
 /// A schedule and the sizes that it is for: every guard `0 <= expr < bound` holds.
 #[derive(Clone, Debug)]
@@ -364,18 +364,7 @@ impl<'a> Chooser<'a> {
             }
         }
         if let Some(found) = found {
-            (self.contraction, self.col_size) = (true, found.cols);
-            let single = panel.is_none() && self.is_padded_panel(col, found.cols);
-            if single {
-                self.col = Some((col, Some(found.cols.into())));
-            }
-            if single || panel.is_some() || extent.divisible_by(found.cols.into(), &self.a.facts) {
-                (self.rows, self.matrix) = (Some(found.rows), Some(found.tile));
-            } else {
-                // not yet packed, or beside other columns: matrices read whole tiles
-                self.rows = self.vector_rows(found.rows.axis, overlap);
-            }
-            return;
+            return self.take_matrices(&found, overlap);
         }
         let (contraction, _, _, axis, tile) = best;
         // a matrix times a vector has no rows and is a contraction all the same
@@ -481,21 +470,6 @@ impl<'a> Chooser<'a> {
         let pairs =
             |e: &Expr| matches!(e, Expr::Dot(dot, ..) if self.target.words(*dot) == Some(Words::Pairs));
         self.a.k.exprs().iter().any(pairs)
-    }
-
-    /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.
-    fn product_of_reads(&self) -> bool {
-        let k = self.a.k;
-        k.stmts.iter().all(|s| match s {
-            Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
-                Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y) => [x, y]
-                    .iter()
-                    .all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty())),
-                _ => false,
-            },
-            Stmt::Reduce { .. } => false,
-            _ => true,
-        })
     }
 
     /// True where a point may be computed twice: it only sets, and reads nothing that the kernel writes.

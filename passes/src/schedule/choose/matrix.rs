@@ -8,6 +8,7 @@ use super::Chooser;
 use crate::schedule::analyse::{Step, Work};
 use crate::schedule::{MatrixTile, RowTile};
 use ir::kernel::{Dot, Expr, ExprId, Stmt};
+use ir::prim::BinaryOp;
 use ir::target::MATRIX_SIZE;
 use ir::{Dim, Monoid, Var};
 
@@ -59,6 +60,21 @@ impl Chooser<'_> {
         // stages of chains share their function's registers with others
         let here = self.parallel && !self.target.simt && self.target.has_matrices(dot);
         (suits && here).then_some((dot, [x, y]))
+    }
+
+    /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.
+    pub(super) fn product_of_reads(&self) -> bool {
+        let k = self.a.k;
+        k.stmts.iter().all(|s| match s {
+            Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
+                Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y) => [x, y]
+                    .iter()
+                    .all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty())),
+                _ => false,
+            },
+            Stmt::Reduce { .. } => false,
+            _ => true,
+        })
     }
 
     /// The longest steps that words of the reduction come in, where the columns' words lie as matrices do.
@@ -145,8 +161,25 @@ impl Chooser<'_> {
         best.filter(|b| b.cost * VECTOR_WORDS < PAYS)
     }
 
+    /// Takes a tile in matrix registers, where the columns lie as it needs them; else one of vectors as wide.
+    pub(super) fn take_matrices(&mut self, found: &Found, overlap: bool) {
+        let Some((col, panel)) = self.col else { return };
+        (self.contraction, self.col_size) = (true, found.cols);
+        let single = panel.is_none() && self.is_padded_panel(col, found.cols);
+        if single {
+            self.col = Some((col, Some(found.cols.into())));
+        }
+        let whole = self.a.extent(col).divisible_by(found.cols.into(), &self.a.facts);
+        if single || panel.is_some() || whole {
+            (self.rows, self.matrix) = (Some(found.rows), Some(found.tile));
+        } else {
+            // not yet packed, or beside other columns: matrices read whole tiles
+            self.rows = self.vector_rows(found.rows.axis, overlap);
+        }
+    }
+
     /// True where all columns are those of one panel that is wider than they are.
-    pub(super) fn is_padded_panel(&self, col: Var, cols: u32) -> bool {
+    fn is_padded_panel(&self, col: Var, cols: u32) -> bool {
         let mut facts = self.a.facts.clone();
         let extent = self.a.extent(col).as_const();
         if extent.is_none_or(|n| n >= i64::from(cols)) {
@@ -162,7 +195,7 @@ impl Chooser<'_> {
     }
 
     /// Rows of a tile of vectors as wide as that in matrix registers.
-    pub(super) fn vector_rows(&self, axis: Var, overlap: bool) -> Option<RowTile> {
+    fn vector_rows(&self, axis: Var, overlap: bool) -> Option<RowTile> {
         let extent = self.a.extent(axis);
         let whole = |n: u32| extent.divisible_by(n.into(), &self.a.facts);
         let short = |n: u32| extent.as_const().is_some_and(|m| m < n.into());
