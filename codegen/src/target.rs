@@ -70,6 +70,11 @@ pub fn usable_features(features: &str) -> String {
     if !any || matrices_permitted() {
         return features.to_string();
     }
+    without_matrices(features)
+}
+
+#[cfg(any(feature = "llvm", test))]
+fn without_matrices(features: &str) -> String {
     features.split(',').filter(|f| !f.starts_with("+amx")).collect::<Vec<_>>().join(",")
 }
 
@@ -201,6 +206,20 @@ fn parse_size(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ir::kernel::Dot;
+
+    #[test]
+    fn machines_with_matrices() {
+        let has = |t: &TargetDesc| Dot::ALL.map(|d| t.has_matrices(d));
+        let rapids = named("sapphirerapids").unwrap();
+        assert_eq!(has(&rapids), [true, true]);
+        assert_eq!(has(&named("znver4").unwrap()), [false, false]);
+        // the system keeps them to itself
+        let refused = TargetDesc { features: without_matrices(&rapids.features), ..rapids };
+        assert_eq!(has(&refused), [false, false]);
+        assert_eq!(Dot::ALL.map(|d| refused.words(d).is_some()), [true, true]);
+        assert_eq!(has(&cranelift_host(1)), [false, false]);
+    }
 
     #[test]
     fn cache_sizes() {
