@@ -5,9 +5,10 @@ use crate::driver::{self, CompileOptions, Error};
 use codegen::Backend;
 use ir::host::{Buffer, BufferId, Lowered, LoweredKernel, Place, Step, Variant};
 use ir::kernel::{Access, Dot, Kernel};
-use ir::loops::{Func, Launch, Level, Mem, Ty, Val};
+use ir::loops::{Addr, Func, Launch, Level, Mem, Space, Stride, Ty, Val};
 use ir::loops_build::LoopBuilder;
 use ir::prim::ConvertMode;
+use ir::target::{MATRIX_SIZE, TargetDesc};
 use ir::{DType, Dim, Layout, OriginId};
 use runtime::{Context, Model, Pool};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ const RUNS: usize = 9;
 const CHAINS: i64 = 12;
 /// Rows and vectors of the tile of dot products: both operands are shared, as they are in a contraction.
 const DOT_TILE: (i64, i64) = (4, 2);
+/// Rows, words and columns of the product of matrices where the machine has registers for them.
+const MATRIX_TILE: (u32, u32, u32) = (2 * MATRIX_SIZE, MATRIX_SIZE, 2 * MATRIX_SIZE);
 /// Multiply-adds of each accumulator.
 const FMA_DEPTH: i64 = 20_000;
 
@@ -55,7 +58,11 @@ impl Ceiling {
         let peak = p.kernel("fma_peak", p.fma(threads * 4));
         let mut words = Vec::new();
         for dot in Dot::ALL.into_iter().filter(|d| target.words(*d).is_some()) {
-            words.push((dot, p.kernel(dot.name(), p.dot(dot, threads * 4))));
+            let func = match target.has_matrices(dot) {
+                true => p.matrices(dot, threads * 4),
+                false => p.dot(dot, threads * 4),
+            };
+            words.push((dot, p.kernel(dot.name(), func)));
         }
         let mut levels = Vec::new();
         for (bytes, pieces, repeats) in
@@ -75,7 +82,8 @@ impl Ceiling {
         let gflops = rate(peak, flops);
         let of = |dot: Dot| {
             let kernel = words.iter().find(|w| w.0 == dot).map(|w| w.1);
-            let products = FMA_DEPTH * DOT_TILE.0 * DOT_TILE.1 * dot.parts() as i64 * lanes * threads * 4;
+            let tile = words_of_tile(&target, dot, lanes);
+            let products = FMA_DEPTH * tile * dot.parts() as i64 * threads * 4;
             kernel.map_or(gflops, |k| rate(k, 2 * products))
         };
         Ok(Ceiling {
@@ -230,6 +238,34 @@ impl Probe {
         })
     }
 
+    /// As [`Self::dot`], of matrices in scratch memory: what they hold takes no time.
+    fn matrices(&self, dot: Dot, pieces: i64) -> Func {
+        function(dot.name(), pieces, |b, _, result, piece| {
+            let (rows, depth, cols) = MATRIX_TILE;
+            let [words, sums] = [DType::I32, dot.dtype()]
+                .map(|t| b.local(t, Dim::from(i64::from(rows * cols)), Space::Scratch));
+            let at = |b: &LoopBuilder, mem: Mem, index: Val, row: u32| Addr {
+                row: Stride::Const(row.into()),
+                ..b.addr(mem, index, 0)
+            };
+            let (lo, hi) = (b.index(0), b.index(FMA_DEPTH));
+            let zero = b.zero(Ty::tile(dot.dtype(), rows, cols));
+            let total = b.for_(lo, hi, 1, &[zero], |b, _, sum| {
+                let x = b.load(at(b, words, lo, depth), rows, depth);
+                let w = b.load(at(b, words, lo, cols), depth, cols);
+                vec![b.tile_op(dot.matrix_op(), sum[0], x, w)]
+            })[0];
+            b.store(at(b, sums, lo, cols), total);
+            let some: Vec<Val> = (0..CHAINS)
+                .map(|i| {
+                    let v = b.load(b.addr(sums, lo, i * self.lanes), 1, self.lanes as u32);
+                    b.convert(DType::F32, ConvertMode::Plain, v)
+                })
+                .collect();
+            self.store(b, result, piece, &some);
+        })
+    }
+
     /// Writes `pieces` stretches of `bytes`.
     fn fill(&self, bytes: i64, pieces: i64) -> Func {
         function("fill", pieces, |b, memory, _, piece| {
@@ -275,6 +311,15 @@ impl Probe {
             let addr = b.addr(result, at, i as i64 * self.lanes);
             b.store(addr, *sum);
         }
+    }
+}
+
+/// Words that one step of a measuring loop multiplies.
+fn words_of_tile(target: &TargetDesc, dot: Dot, lanes: i64) -> i64 {
+    let (rows, depth, cols) = MATRIX_TILE;
+    match target.has_matrices(dot) {
+        true => i64::from(rows * depth * cols),
+        false => DOT_TILE.0 * DOT_TILE.1 * lanes,
     }
 }
 

@@ -63,13 +63,52 @@ pub fn llvm_host(cpu: String, features: String, threads: usize) -> TargetDesc {
     }
 }
 
+/// The features of the host that code may use: matrix registers only where the system lets this process have them.
+#[cfg(feature = "llvm")]
+pub fn usable_features(features: &str) -> String {
+    let any = features.split(',').any(|f| f == "+amx-tile");
+    if !any || matrices_permitted() {
+        return features.to_string();
+    }
+    without_matrices(features)
+}
+
+#[cfg(any(feature = "llvm", test))]
+fn without_matrices(features: &str) -> String {
+    features.split(',').filter(|f| !f.starts_with("+amx")).collect::<Vec<_>>().join(",")
+}
+
+/// Asks the system, once for the whole process and before any code runs that uses them, for matrix registers: they
+/// make the state of a thread larger by 8 KB, so that Linux gives them to who asks.
+#[cfg(all(feature = "llvm", target_arch = "x86_64", target_os = "linux"))]
+fn matrices_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    static PERMITTED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    // SAFETY: a system call with two numbers, which touches no memory of ours; it fails where the kernel does not
+    // know it or the CPU has no such state.
+    *PERMITTED.get_or_init(|| unsafe {
+        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+    })
+}
+
+#[cfg(all(feature = "llvm", not(all(target_arch = "x86_64", target_os = "linux"))))]
+fn matrices_permitted() -> bool {
+    false
+}
+
 /// x86 CPUs that code can be looked at for wherever this runs: name as LLVM has it, features that decide anything.
-const NAMED: [(&str, &str); 3] = [
+const NAMED: [(&str, &str); 4] = [
     ("haswell", "+avx2,+fma,+f16c"),
     ("skylake-avx512", "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd"),
     (
         "znver4",
         "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vbmi,+avx512vnni,+avx512bf16",
+    ),
+    (
+        "sapphirerapids",
+        "+avx2,+fma,+f16c,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx512vbmi,+avx512vnni,+avx512bf16,\
+         +amx-tile,+amx-int8,+amx-bf16",
     ),
 ];
 
@@ -167,6 +206,20 @@ fn parse_size(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ir::kernel::Dot;
+
+    #[test]
+    fn machines_with_matrices() {
+        let has = |t: &TargetDesc| Dot::ALL.map(|d| t.has_matrices(d));
+        let rapids = named("sapphirerapids").unwrap();
+        assert_eq!(has(&rapids), [true, true]);
+        assert_eq!(has(&named("znver4").unwrap()), [false, false]);
+        // the system keeps them to itself
+        let refused = TargetDesc { features: without_matrices(&rapids.features), ..rapids };
+        assert_eq!(has(&refused), [false, false]);
+        assert_eq!(Dot::ALL.map(|d| refused.words(d).is_some()), [true, true]);
+        assert_eq!(has(&cranelift_host(1)), [false, false]);
+    }
 
     #[test]
     fn cache_sizes() {

@@ -94,6 +94,17 @@ impl Dot {
             Dot::Bf16 => "vdpbf16ps",
         }
     }
+    /// The tile instruction of loop IR that adds a product of matrices of words to an accumulator.
+    pub fn matrix_op(self) -> &'static str {
+        match self {
+            Dot::Bytes => "tdpbusd",
+            Dot::Bf16 => "tdpbf16ps",
+        }
+    }
+    /// The kind of words whose matrices a tile instruction multiplies.
+    pub fn of_matrix_op(name: &str) -> Option<Dot> {
+        Dot::ALL.into_iter().find(|d| d.matrix_op() == name)
+    }
 }
 
 /// A scalar expression; evaluated at one point of the enclosing axes.

@@ -3,7 +3,8 @@
 //! One language, two verified forms. In **tile form** a value is a tile of `rows x cols` elements;
 //! in **machine form** every value is a scalar (1 x 1) or one vector of the target's width (1 x lanes),
 //! math functions are expanded and narrow types live in wide registers. Emitters accept machine form
-//! only and translate it one to one. The meaning of a function is sequential: erase parallel levels,
+//! only and translate it one to one. Where a target has matrix registers, values of machine form may be those too:
+//! up to 16 rows of 16 words, which are read, multiplied, carried and stored, and nothing else. The meaning of a function is sequential: erase parallel levels,
 //! pipes and barriers and nothing changes.
 //!
 //! **Blocks of warps (GPU).** Where the parallel loop is one of [`Level::Grid`], an iteration is the work of a block of threads,
@@ -151,7 +152,8 @@ pub enum Inst {
     },
     /// Machine form: `lanes[i]` of the concatenation of both operands (equal length).
     Shuffle(Val, Val, Vec<u32>),
-    /// Tile instruction of a target's table (mma, wgmma, vpdpbusd, [`SCALE`]): accumulator, a, b.
+    /// Tile instruction of a target's table: accumulator, a, b. Dot products of words (`vpdpbusd`, `vdpbf16ps`) and
+    /// [`SCALE`] are element-wise. Those of matrices (`tdpbusd`, `tdpbf16ps`) add to R x C the product of R x K and K x C words.
     TileOp {
         name: String,
         acc: Val,

@@ -4,6 +4,7 @@
 //! every operation, so that narrow floats may differ from compiled code, which keeps them wide.
 
 use crate::dtype::Scalar;
+use crate::kernel::Dot;
 use crate::loops::{Addr, Block, Func, Inst, Level, Mem, PipeOp, SCALE, Stmt, Stride, Ty, Val};
 use crate::loops_opt::eval;
 use crate::{DType, Dim, IrError, Monoid, OriginId, Result};
@@ -393,6 +394,21 @@ impl Machine<'_> {
         Ok(x.iter().zip(y).zip(z).map(|((x, y), z)| f(*x, *y, *z)).collect())
     }
 
+    /// acc (R x C) + a (R x K) times b (K x C).
+    fn matrices(&self, dot: Dot, cols: usize, [acc, a, b]: [Val; 3]) -> Result<Vec<Scalar>> {
+        let depth = self.func.ty(a).cols as usize;
+        let (acc, a, b) = (self.get(acc)?, self.get(a)?, self.get(b)?);
+        if a.len() * cols != acc.len() * depth || b.len() != depth * cols {
+            return self.fail("a product of matrices that do not fit");
+        }
+        let element = |(i, x): (usize, &Scalar)| {
+            let row = &a[i / cols * depth..][..depth];
+            let column = b.iter().skip(i % cols).step_by(cols);
+            dot_words(dot, *x, row.iter().copied().zip(column.copied()))
+        };
+        Ok(acc.iter().enumerate().map(element).collect())
+    }
+
     fn inst(&mut self, ty: Ty, inst: &Inst) -> Result<Vec<Scalar>> {
         let (rows, cols) = (ty.rows as usize, ty.cols as usize);
         let d = ty.dtype;
@@ -488,10 +504,26 @@ impl Machine<'_> {
                 "vpdpbusd" => self.map3([*acc, *a, *b], dot_bytes)?,
                 "vdpbf16ps" => self.map3([*acc, *a, *b], dot_bf16)?,
                 SCALE => self.map3([*acc, *a, *b], |x, n, _| scaled(d, x, n))?,
-                _ => return self.fail(format!("tile instruction `{name}`")),
+                _ => match Dot::of_matrix_op(name) {
+                    Some(dot) => self.matrices(dot, cols, [*acc, *a, *b])?,
+                    None => return self.fail(format!("tile instruction `{name}`")),
+                },
             },
         })
     }
+}
+
+/// acc + the product of a row and a column of words.
+fn dot_words(dot: Dot, acc: Scalar, words: impl Iterator<Item = (Scalar, Scalar)>) -> Scalar {
+    if dot == Dot::Bytes {
+        return words.fold(acc, |acc, (a, b)| dot_bytes(acc, a, b));
+    }
+    // as the instruction has it: low and high halves have a sum each, which then are added
+    let half = |x: Scalar, shift: u32| f32::from_bits(((x.as_int() as u32) << shift) & 0xffff_0000);
+    let sums = words.fold([0f32; 2], |sums, (a, b)| {
+        [16, 0].map(|s| half(a, s).mul_add(half(b, s), sums[usize::from(s == 0)]))
+    });
+    Scalar::Float((acc.as_f64() as f32 + (sums[0] + sums[1])).into())
 }
 
 /// A barrier, or a statement around one.

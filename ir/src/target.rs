@@ -12,6 +12,10 @@ pub enum Words {
     Pairs,
 }
 
+/// Matrix registers, where a machine has them: how many, and their most rows and words of a row.
+pub const MATRIX_REGS: usize = 8;
+pub const MATRIX_SIZE: u32 = 16;
+
 /// Register file and instruction set of one target.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TargetDesc {
@@ -48,6 +52,16 @@ impl TargetDesc {
     /// Bytes of the vectors of floats that one instruction multiplies by powers of 2, 0 where there is none.
     pub fn scales(&self) -> usize {
         if self.vector_bits == 512 && self.features.split(',').any(|f| f == "+avx512f") { 64 } else { 0 }
+    }
+
+    /// Whether products of matrices of words are computed in matrix registers (Intel AMX).
+    pub fn has_matrices(&self, dot: Dot) -> bool {
+        let has = |feature: &str| self.features.split(',').any(|f| f == feature);
+        let product = match dot {
+            Dot::Bytes => "+amx-int8",
+            Dot::Bf16 => "+amx-bf16",
+        };
+        self.vector_bits == 512 && has("+amx-tile") && has(product) && self.words(dot).is_some()
     }
 
     /// How dot products of words are computed; `None` where there is nothing better than one product after another.

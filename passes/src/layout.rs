@@ -40,8 +40,8 @@ pub fn assign(
                 seeds.push(result);
                 // the engine reads its row operand one element at a time: the copy that adds the padding
                 // of a picture of a few colours need not gather them
-                // (bytes are gathered all the same, into words)
-                let colours = |x: &ValueId| is_picture(&graph[*x].ty.shape) && !is_bytes(&graph[*x].ty);
+                // (bytes and pairs of bf16 are gathered all the same, into words)
+                let colours = |x: &ValueId| is_picture(&graph[*x].ty.shape) && !in_words(&graph[*x].ty);
                 seeds.extend(op.operands.first().filter(|x| !colours(x)));
             }
             // windows over all but batch and channels
@@ -121,6 +121,12 @@ fn is_depthwise(graph: &Graph, operands: &[ValueId], groups: usize) -> bool {
 /// Too few channels for a vector.
 fn is_picture(shape: &[ir::Dim]) -> bool {
     shape.get(1).and_then(ir::Dim::as_const).is_some_and(|c| c <= 4)
+}
+
+/// Channels of one place may lie in words.
+fn in_words(ty: &TensorType) -> bool {
+    let even = ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
+    is_bytes(ty) || ty.dtype == DType::BF16 && even
 }
 
 fn is_bytes(ty: &TensorType) -> bool {

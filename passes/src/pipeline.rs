@@ -143,7 +143,8 @@ pub const PASSES: &[Pass] = &[
             // without such an instruction there is nothing to gain for the digits that are lost
             let native = cx.target.words(ir::kernel::Dot::Bf16).is_some();
             let bf16 = cx.options.math == ir::Math::Bf16 && native;
-            on_graph_if(bf16, s, |m| graph::bf16_products(m, cx.fuel))
+            let matrices = cx.target.has_matrices(ir::kernel::Dot::Bf16);
+            on_graph_if(bf16, s, |m| graph::bf16_products(m, matrices, cx.fuel))
         },
     },
     Pass {

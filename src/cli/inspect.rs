@@ -16,7 +16,7 @@ pub(super) struct InspectArgs {
     /// Print the model at this stage instead of the summary
     #[arg(long)]
     stage: Option<Stage>,
-    /// As compiled by llvm for another CPU: haswell, skylake-avx512 or znver4
+    /// As compiled by llvm for another CPU: haswell, skylake-avx512, znver4 or sapphirerapids
     #[arg(long)]
     cpu: Option<String>,
     /// With --stage import or graph: large constants too, so that the text is a model (.ksg)

@@ -239,6 +239,35 @@ fn products_of_floats_in_bf16() {
     }
 }
 
+/// Three colours, and the planes that follow: where there are matrix registers, both convolutions are in them.
+#[test]
+fn pictures_in_bf16() {
+    let mut b = Builder::new("picture");
+    let x = b.input("x", DType::F32, vec![1.into(), 3.into(), 40.into(), 44.into()]);
+    let w = b.constant(floats(&[32, 3, 7, 7], 3)).unwrap();
+    let pad = |n: i64, stride| WindowDim { pad_lo: n.into(), pad_hi: n.into(), stride, ..WindowDim::unit() };
+    let y = b.convolve(x, w, &[pad(3, 2), pad(3, 2)], 1, DType::F32).unwrap();
+    let zero = b.scalar(DType::F32, 0.0).unwrap();
+    let y = b.max(y, zero).unwrap();
+    let w = b.constant(floats(&[48, 32, 3, 3], 5)).unwrap();
+    let z = b.convolve(y, w, &[pad(1, 1), pad(1, 1)], 1, DType::F32).unwrap();
+    let max = kernelsmith::ir::Monoid::Max;
+    let z = b.window_reduce(max, z, &[3, 3], &[pad(1, 1), pad(1, 1)]).unwrap();
+    let m = b.finish(&[("z".into(), z)]).unwrap();
+    let x = [floats(&[1, 3, 40, 44], 7)];
+    let want = Interp::new(&m).run(&x).unwrap();
+    each(&m, Math::Bf16, &x, &|backend, got| {
+        let c = compare(&got[0], &want[0], Tolerance { abs: 0.0, rel: 0.0, scale: 0.01 });
+        assert!(c.passes(), "{backend}: {c}");
+    });
+    let target = codegen::target::named("sapphirerapids").unwrap();
+    let lowered = passes::compile(m, &target, &options("llvm", Math::Bf16).passes()).unwrap();
+    let schedules: Vec<&str> =
+        lowered.kernels.iter().flat_map(|k| &k.variants).map(|v| v.schedule.as_str()).collect();
+    let found = schedules.iter().filter(|s| s.contains("matrix")).count();
+    assert_eq!(found, 2, "convolutions in matrix registers: {schedules:#?}");
+}
+
 #[test]
 fn large_weights_lie_in_bf16() {
     let target = codegen::target::named("znver4").unwrap();

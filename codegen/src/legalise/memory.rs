@@ -27,7 +27,7 @@ impl Legaliser<'_> {
     }
 
     /// The address of row `row` and of the columns from `col` on.
-    fn part(&mut self, a: &Addr, row: u32, col: u32) -> Emit<Addr> {
+    pub(super) fn part(&mut self, a: &Addr, row: u32, col: u32) -> Emit<Addr> {
         let mut out = Addr { row: Stride::Const(0), cols_valid: None, ..*a };
         let bytes = self.b.mem_dtype(a.mem).bytes().max(1) as i64;
         let mut align = i64::from(a.align).max(bytes);
@@ -56,7 +56,7 @@ impl Legaliser<'_> {
     }
 
     /// Operands of an address, in terms of the function being built.
-    fn address(&mut self, a: &Addr) -> Emit<Addr> {
+    pub(super) fn address(&mut self, a: &Addr) -> Emit<Addr> {
         if a.rows_valid.is_some() {
             return Err(Fault::unsupported("valid rows where iterations are not those of blocks"));
         }

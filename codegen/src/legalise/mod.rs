@@ -43,6 +43,11 @@
 //! | `Shuffle` | vectors | bool does not occur |
 //! | `TileOp` | `"vpdpbusd"`: acc i32, a i32 (4 unsigned bytes a lane), b i32 (4 signed bytes a lane), all vectors; `"vdpbf16ps"`: acc f32, a and b i32 (2 bf16 a lane, the even one in the low half) | only where `TargetDesc::features` has `+avx512vnni` / `+avx512bf16`; expanded elsewhere; `"vscalef"` (`ir::loops::SCALE`) on floats where `TargetDesc::scales` |
 //!
+//! **Matrices.** Where `TargetDesc::has_matrices`, values may also be i32 or f32 matrices of 2 to 16 rows and 2 to 16 columns: constants
+//! (0), `Load`s with any row stride, and `TileOp` `"tdpbusd"` or `"tdpbf16ps"` (acc R x 16 += a R x K times b K x 16, words as in
+//! `"vpdpbusd"` and `"vdpbf16ps"`). Loops carry them and `Store` writes them. Each of them but constants is used as an accumulator, carried or yielded
+//! once and for all, so that products can be in place, and what is read is used in its own block.
+//!
 //! Math functions, float `Rem`, integer `Neg`/`Abs`/`Pow`, `ReduceRows` do not occur.
 //!
 //! **Loads and stores** of a scalar, or of a vector with `col` stride `Const(1)` (`row` is irrelevant). Where lanes are those of GPU warps
@@ -69,6 +74,7 @@
 mod block;
 mod columns;
 mod math;
+mod matrix;
 mod memory;
 mod multiples;
 mod narrow;

@@ -4,6 +4,7 @@ use super::Options;
 use super::block::Spreads;
 use super::columns::Columns;
 use super::math::{Math, is_native};
+use super::matrix::Matrices;
 use super::multiples::Multiples;
 use super::narrow::{self, register};
 use crate::Fault;
@@ -45,6 +46,7 @@ pub struct Legaliser<'a> {
     /// Where the columns of a row lie.
     pub(super) columns: Columns,
     pub(super) multiples: Multiples,
+    pub(super) matrices: Matrices,
     /// Number of the warp, where those of a block share rows.
     pub(super) warp: Option<Val>,
     /// Of tiles of a block of warps.
@@ -69,6 +71,7 @@ impl<'a> Legaliser<'a> {
             lanes,
             columns: Columns::plain(lanes),
             multiples: Multiples::default(),
+            matrices: Matrices::of(func),
             warp: None,
             spreads: None,
             at: 0,
@@ -183,7 +186,7 @@ impl<'a> Legaliser<'a> {
         let mut out = Vec::new();
         for (v, like) in vals {
             self.in_spreads(like, |me| {
-                out.extend(me.regs(v)?);
+                out.extend(me.regs_like(v, like)?);
                 Ok(())
             })?;
         }
@@ -194,7 +197,7 @@ impl<'a> Legaliser<'a> {
         let mut at = 0;
         for (v, like) in vals {
             self.in_spreads(like, |me| {
-                let n = me.reg_count(me.func.ty(v));
+                let n = me.count_of(v)?;
                 me.define(v, Tile::of(regs[at..at + n].to_vec()));
                 at += n;
                 Ok(())
@@ -206,6 +209,10 @@ impl<'a> Legaliser<'a> {
     fn stmt(&mut self, stmt: &'a Stmt) -> Emit<()> {
         match stmt {
             Stmt::Let { val, .. } if self.is_early(*val) => self.deferred.push(stmt),
+            Stmt::Let { val, inst } if self.matrices.has(*val) => {
+                let tile = self.matrix(self.func.ty(*val), inst)?;
+                self.define(*val, tile);
+            }
             Stmt::Let { val, inst } => {
                 self.in_spreads(*val, |me| {
                     let tile = me.inst(me.func.ty(*val), inst)?;
@@ -283,6 +290,7 @@ impl<'a> Legaliser<'a> {
                 let out = self.b.close_if(&second);
                 self.unflatten(results.iter().map(|v| (*v, *v)), &out)?;
             }
+            Stmt::Store { addr, value } if self.matrices.has(*value) => self.matrix_store(addr, *value)?,
             Stmt::Store { addr, value } => {
                 self.at = self.spreads.as_mut().map_or(Ok(0), |s| s.stored(self.func, addr, *value))?;
                 let done = self.store(addr, *value);

@@ -1,6 +1,7 @@
 //! Functions and statements: entry, loops, branches, checks.
 
 use super::build::{Build, Value};
+use super::matrix::{Registers, is_matrix};
 use crate::Fault;
 use crate::entry::{IntEmit, check_entry, local_offsets, sym_param};
 use crate::error::Emit;
@@ -23,6 +24,7 @@ pub(super) struct Emitter<'a, 'ctx> {
     vals: Vec<Option<Value<'ctx>>>,
     pub bufs: Vec<PointerValue<'ctx>>,
     pub locals: Vec<PointerValue<'ctx>>,
+    pub matrices: Registers,
     syms: Vec<IntValue<'ctx>>,
     status: PointerValue<'ctx>,
     /// Iterations of the parallel loop that this call runs.
@@ -68,15 +70,18 @@ pub(super) fn emit<'ctx>(
         .collect::<Emit<Vec<_>>>()?;
 
     let vals = vec![None; func.types.len()];
-    let locals = Vec::new();
-    let mut emitter = Emitter { build, func, desc, function, vals, bufs, locals, syms, status, range };
+    let (locals, matrices) = (Vec::new(), Registers::of(func, desc)?);
+    let mut emitter =
+        Emitter { build, func, desc, function, vals, bufs, locals, matrices, syms, status, range };
     for offset in local_offsets(func).0 {
         let offset = emitter.dim(&offset)?;
         let byte = cx.i8_type().into();
         let local = emitter.build.offset(byte, scratch, offset)?;
         emitter.locals.push(local);
     }
+    emitter.configure_matrices()?;
     emitter.stmts(&func.body.stmts)?;
+    emitter.release_matrices()?;
     emitter.build.b.build_return(None)?;
     Ok(())
 }
@@ -146,6 +151,7 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
 
     fn stmt(&mut self, stmt: &Stmt) -> Emit<()> {
         match stmt {
+            Stmt::Let { val, inst } if is_matrix(self.ty(*val)?) => self.matrix(*val, inst),
             Stmt::Let { val, inst } => {
                 let value = self.inst(*val, inst)?;
                 self.set(*val, value)
@@ -155,10 +161,14 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
                     Some(_) => self.range,
                     None => (self.int(*lo)?, self.int(*hi)?),
                 };
+                for c in carries.iter().filter(|c| is_matrix(self.func.ty(c.0))) {
+                    self.begin_matrix(c.0, c.1)?;
+                }
                 self.for_loop(*var, lo, hi, *step, carries, results, body)
             }
             Stmt::While { carries, results, cond, body } => self.while_loop(carries, results, cond, body),
             Stmt::If { cond, then, otherwise, results } => self.branch(*cond, then, otherwise, results),
+            Stmt::Store { addr, value } if is_matrix(self.ty(*value)?) => self.matrix_store(addr, *value),
             Stmt::Store { addr, value } => self.store(addr, *value),
             Stmt::Scatter { mem, index, value, mask } => self.scatter(*mem, *index, *value, *mask),
             Stmt::Prefetch { mem, index } => self.prefetch(*mem, *index),
@@ -181,6 +191,11 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
         results: &[Val],
         body: &Block,
     ) -> Emit<()> {
+        // matrices stay where they are
+        let plain = |v: &Val| !is_matrix(self.func.ty(*v));
+        let carries: Vec<(Val, Val)> = carries.iter().copied().filter(|c| plain(&c.0)).collect();
+        let results: Vec<Val> = results.iter().copied().filter(plain).collect();
+        let yields: Vec<Val> = body.yields.iter().copied().filter(plain).collect();
         let inits = carries.iter().map(|(_, i)| self.val(*i)).collect::<Emit<Vec<_>>>()?;
         // Entered only if there is an iteration, so that the test sits at the end of the body.
         let before = self.here()?;
@@ -198,7 +213,7 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
         self.set(var, counter.as_basic_value())?;
         let phis = self.phis(carries.iter().map(|c| c.0), &inits, before)?;
         self.stmts(&body.stmts)?;
-        let nexts = body.yields.iter().map(|v| self.val(*v)).collect::<Emit<Vec<_>>>()?;
+        let nexts = yields.iter().map(|v| self.val(*v)).collect::<Emit<Vec<_>>>()?;
         let step = self.build.i64(step);
         let next = self.build.bin(Op::Add, counter.as_basic_value(), step.into())?;
         let more = self.build.icmp(IntPredicate::SLT, next, hi.into())?;
@@ -209,13 +224,13 @@ impl<'a, 'ctx> Emitter<'a, 'ctx> {
             phi.add_incoming(&[(next, latch)]);
         }
         self.build.b.position_at_end(exit);
-        for ((result, init), next) in results.iter().zip(&inits).zip(&nexts) {
+        for ((result, init), next) in results.into_iter().zip(&inits).zip(&nexts) {
             let phi = self.build.b.build_phi(next.get_type(), "")?;
             if !always {
                 phi.add_incoming(&[(init, before)]);
             }
             phi.add_incoming(&[(next, latch)]);
-            self.set(*result, phi.as_basic_value())?;
+            self.set(result, phi.as_basic_value())?;
         }
         Ok(())
     }

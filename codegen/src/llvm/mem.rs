@@ -43,6 +43,12 @@ impl<'ctx> Emitter<'_, 'ctx> {
         self.build.offset(element, at, self.build.i64(addr.disp))
     }
 
+    /// Address of the first element of an access.
+    pub fn element_address(&self, addr: &Addr) -> Emit<PointerValue<'ctx>> {
+        let (base, dtype) = self.region(addr.mem)?;
+        self.address(base, self.build.stored(dtype)?, addr)
+    }
+
     /// Lanes below `valid`, which is in `0..=n`.
     fn prefix_mask(&self, valid: Val, n: u32) -> Emit<Value<'ctx>> {
         let b = &self.build;

@@ -6,6 +6,7 @@
 mod build;
 mod func;
 mod inst;
+mod matrix;
 mod mem;
 mod rest;
 
@@ -49,7 +50,7 @@ fn disable_loop_strength_reduction() {
 impl Llvm {
     pub(crate) fn new(threads: usize) -> Result<Llvm, CodegenError> {
         let cpu = TargetMachine::get_host_cpu_name().to_string();
-        let features = TargetMachine::get_host_cpu_features().to_string();
+        let features = target::usable_features(&TargetMachine::get_host_cpu_features().to_string());
         Self::of(target::llvm_host(cpu, features, threads))
     }
 

@@ -245,7 +245,7 @@ fn what_is_no_machine_form_is_refused() {
     let one = wide.index(1);
     wide.parallel(Level::Thread, one, |b, i| {
         let addr = b.addr(mem, i, 0);
-        let v = b.load(addr, 2, 4);
+        let v = b.load(addr, 20, 4);
         b.store(addr, v);
     });
     let mut wide = wide.finish(Launch::default());

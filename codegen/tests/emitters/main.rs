@@ -8,6 +8,7 @@ mod control;
 mod harness;
 mod legalised;
 mod lowered;
+mod matrices;
 mod memory;
 mod mutants;
 mod ptx;

@@ -20,13 +20,18 @@
 //! there are only definitions without memory access. The same holds of a loop of `grid`. Barriers and pipes are collectives:
 //! they do not stand inside of an `if` or `while`, whose conditions may differ between participants.
 //!
-//! **Machine form.** Values are scalars or vectors 1 x L with one L; element types are i32, u32, i64, u64, f32, f64 and bool; there
+//! Products of matrices (`tile_op` of the names in [`Dot::matrix_op`]) add to R x C the product of R x K and K x C words.
+//!
+//! **Machine form.** Values are scalars, vectors 1 x L with one L, or matrices of 2 to 16 rows and as many words, which are
+//! constants, loads or products, carried and stored; element types are i32, u32, i64, u64, f32, f64 and bool; there
 //! are no math functions, no `reduce_rows`, no `fma` of integers; vector accesses have column stride 1, or 4 for GPUs. Loads and stores may widen
 //! and narrow as `codegen::legalise` lists.
 
 use crate::dtype::Scalar;
+use crate::kernel::Dot;
 use crate::loops::{Addr, Block, Form, Func, Inst, Level, Mem, PipeOp, Stmt, Stride, Ty, Val};
 use crate::prim::{BinaryOp, UnaryOp};
+use crate::target::MATRIX_SIZE;
 use crate::text::loops::stmt_line;
 use crate::{Atom, DType, Dim, IrError, Result};
 use std::collections::BTreeSet;
@@ -172,8 +177,10 @@ impl<'a> Verifier<'a> {
                 t.dtype,
                 DType::I32 | DType::U32 | DType::I64 | DType::U64 | DType::F32 | DType::F64 | DType::Bool
             );
-            self.require(known && t.rows == 1, || format!("{v} of type {t} in machine form"))?;
-            if t.cols > 1 {
+            let matrix = matches!(t.dtype, DType::I32 | DType::F32)
+                && [t.rows, t.cols].iter().all(|n| (2..=MATRIX_SIZE).contains(n));
+            self.require(known && (t.rows == 1 || matrix), || format!("{v} of type {t} in machine form"))?;
+            if t.rows == 1 && t.cols > 1 {
                 let lanes = *self.lanes.get_or_insert(t.cols);
                 self.require(lanes == t.cols, || format!("vectors of {lanes} and of {} lanes", t.cols))?;
             }
@@ -234,6 +241,10 @@ impl<'a> Verifier<'a> {
             Stmt::Let { val, inst } => {
                 let ty = self.func.types.get(val.0 as usize).copied();
                 let Some(ty) = ty else { return self.fail(format!("{val} does not exist")) };
+                let register = matches!(inst, Inst::Const(_) | Inst::Load(_) | Inst::TileOp { .. });
+                self.require(!self.machine() || ty.rows == 1 || register, || {
+                    format!("{val} of type {ty} in machine form")
+                })?;
                 self.inst(ty, inst)?;
                 self.define(*val, scope)
             }
@@ -539,10 +550,16 @@ impl<'a> Verifier<'a> {
                     && lanes.iter().all(|l| *l < 2 * t.cols);
                 self.require(fits, || format!("a shuffle of {t} to {ty}"))
             }
-            Inst::TileOp { acc, a, b, .. } => {
+            Inst::TileOp { name, acc, a, b } => {
                 self.expect(*acc, ty)?;
                 let (a, b) = (self.ty(*a)?, self.ty(*b)?);
                 let shape = |t: Ty| (t.rows, t.cols);
+                if let Some(dot) = Dot::of_matrix_op(name) {
+                    let words = d == dot.dtype() && [a, b].iter().all(|t| t.dtype == DType::I32);
+                    let fits = a.rows == ty.rows && a.cols == b.rows && b.cols == ty.cols;
+                    return self
+                        .require(words && fits, || format!("a product of matrices {a} and {b} as {ty}"));
+                }
                 self.require(shape(a) == shape(ty) && shape(b) == shape(ty), || {
                     format!("operands {a} and {b} of a tile instruction on {ty}")
                 })
@@ -622,6 +639,16 @@ mod tests {
         };
         check(&rows("grid"), "");
         check(&rows("thread"), "valid rows where iterations are not those of blocks");
+        let product = |a: &str| {
+            format!(
+                "%0 = const 0 : i32[5,16]\n%1 = const 0 : {a}\n%2 = const 0 : i32[3,16]\n\
+                 %3 = tile_op \"tdpbusd\" %0, %1, %2 : i32[5,16]"
+            )
+        };
+        check(&product("i32[5,3]"), "");
+        check(&product("i32[5,4]"), "a product of matrices i32[5,4] and i32[3,16] as i32[5,16]");
+        check(&product("i32[4,3]"), "a product of matrices");
+        check(&product("i64[5,3]"), "a product of matrices");
         check("%0 = const 0 : i64[300,300]", "%0 has type i64[300,300]");
         check("launch trip s5 ns 0.0", "s5 is no parameter");
     }
@@ -633,7 +660,12 @@ mod tests {
             assert!(got.contains(expected), "{got}");
         };
         refuse("func @f machine () { %0 = const 1.0 : f16 }", "type f16 in machine form");
-        refuse("func @f machine () { %0 = const 1.0 : f32[2,4] }", "in machine form");
+        refuse("func @f machine () { %0 = const 1.0 : f64[2,4] }", "in machine form");
+        refuse("func @f machine () { %0 = const 1.0 : f32[17,4] }", "in machine form");
+        refuse(
+            "func @f machine () { %0 = const 1.0 : f32[4,4]\n %1 = neg %0 : f32[4,4] }",
+            "in machine form",
+        );
         refuse(
             "func @f machine () { %0 = const 1.0 : f32[4]\n %1 = const 1 : i64[8] }",
             "vectors of 4 and of 8 lanes",

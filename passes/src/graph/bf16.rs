@@ -3,23 +3,29 @@
 //! Contractions and convolutions of f32 whose one operand is constant take both operands as bf16 and go on
 //! summing in f32. A value that such a product reads is rounded once, where it is computed, for all of its
 //! users: it then lies in memory in half the bytes. Products of two activations (attention) stay f32, and so
-//! do convolutions of large images in Winograd's form, which is faster in f32 than a direct one in bf16.
+//! do convolutions of large images in Winograd's form, which is faster in f32 than a direct one in bf16 by vectors,
+//! but not than one in matrix registers.
 
 use super::rewrite::{Rule, Shared, Site, rewrite};
 use crate::error::Result;
 use crate::limits::Fuel;
 use crate::winograd::Form;
-use ir::prim::{ConvertMode, Prim};
-use ir::{DType, Graph, Module, Symbols, TensorType, ValueId};
+use ir::dtype::Scalar;
+use ir::prim::{ConvertMode, PadMode, Prim};
+use ir::{DType, Dim, Graph, Module, Symbols, TensorType, ValueId};
 use std::collections::{HashMap, HashSet};
 
-pub fn bf16_products(module: &mut Module, fuel: &Fuel) -> Result<()> {
+/// Channels that get one more, of zeros, where matrix registers multiply them.
+const COLOURS: i64 = 3;
+
+/// `matrices`: the machine has matrix registers.
+pub fn bf16_products(module: &mut Module, matrices: bool, fuel: &Fuel) -> Result<()> {
     let symbols = module.symbols.clone();
-    rewrite(module, &mut Bf16 { symbols, regions: Vec::new() }, fuel)
+    rewrite(module, &mut Bf16 { symbols, matrices, regions: Vec::new() }, fuel)
 }
 
 /// The products of a graph that are to change, and the values that they round.
-fn wanted(g: &Graph, symbols: &Symbols) -> Region {
+fn wanted(g: &Graph, symbols: &Symbols, matrices: bool) -> Region {
     let mut region = Region::default();
     let mut constant = vec![false; g.value_count()];
     for (_, op) in g.ops() {
@@ -33,9 +39,12 @@ fn wanted(g: &Graph, symbols: &Symbols) -> Region {
         let product = match &op.prim {
             Prim::Contract { .. } => true,
             // a window of few products in each group has no use for words
-            Prim::Convolve { .. } => {
-                let words = g[b].ty.shape[1].as_const().is_some_and(|c| c % 2 == 0);
-                words && Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols).is_none()
+            Prim::Convolve { groups, .. } => {
+                let channels = g[b].ty.shape[1].as_const();
+                let pads = matrices && *groups == 1;
+                let words = channels.is_some_and(|c| c % 2 == 0 || pads && c == COLOURS);
+                let form = || Form::over_halves(&op.prim, &g[b].ty, &g[result].ty, symbols);
+                words && (matrices || form().is_none())
             }
             _ => false,
         };
@@ -60,12 +69,25 @@ struct Region {
 
 struct Bf16 {
     symbols: Symbols,
+    matrices: bool,
     regions: Vec<Region>,
 }
 
 fn convert(site: &mut Site<'_>, x: ValueId, to: DType) -> ValueId {
     let ty = TensorType::new(to, site.ty(x).shape.clone());
     site.push(Prim::Convert { to, mode: ConvertMode::Plain }, vec![x], vec![ty])[0]
+}
+
+/// `x` with zeros behind its channels.
+fn one_channel_more(cx: &mut Shared<'_>, site: &mut Site<'_>, x: ValueId) -> ValueId {
+    let ty = site.ty(x).clone();
+    let none = vec![Dim::from(0); ty.rank()];
+    let (mut hi, mut shape) = (none.clone(), ty.shape.clone());
+    hi[1] = Dim::from(1);
+    shape[1] = &shape[1] + &Dim::from(1);
+    let prim = Prim::Pad { lo: none, hi, interior: vec![0; ty.rank()], mode: PadMode::Constant };
+    let fill = site.scalar(cx, ty.dtype, Scalar::zero(ty.dtype));
+    site.push(prim, vec![x, fill], vec![TensorType::new(ty.dtype, shape)])[0]
 }
 
 impl Region {
@@ -76,12 +98,12 @@ impl Region {
 
 impl Rule for Bf16 {
     fn enter(&mut self, old: &Graph) {
-        self.regions.push(wanted(old, &self.symbols));
+        self.regions.push(wanted(old, &self.symbols, self.matrices));
     }
     fn leave(&mut self) {
         self.regions.pop();
     }
-    fn apply(&mut self, _: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
+    fn apply(&mut self, cx: &mut Shared<'_>, site: &mut Site<'_>) -> Result<Option<Vec<ValueId>>> {
         let Some(region) = self.regions.last_mut() else { return Ok(None) };
         let &[result] = site.op.results.as_slice() else { return Ok(None) };
         let product = region.products.contains(&result);
@@ -90,8 +112,14 @@ impl Rule for Bf16 {
             return Ok(None);
         }
         let operands = site.operands.to_vec();
-        let operands =
+        let operands: Vec<ValueId> =
             if product { operands.into_iter().map(|x| region.half(site, x)).collect() } else { operands };
+        let convolution = product && matches!(site.op.prim, Prim::Convolve { .. });
+        let even = |x: &ValueId| !site.ty(*x).shape[1].is_const(COLOURS);
+        let operands = match convolution && !operands.iter().all(even) {
+            true => operands.into_iter().map(|x| one_channel_more(cx, site, x)).collect(),
+            false => operands,
+        };
         let new = site.push(site.op.prim.clone(), operands, site.types.to_vec())[0];
         if !rounds {
             return Ok(Some(vec![new]));

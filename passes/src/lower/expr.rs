@@ -129,6 +129,9 @@ impl<'a> Eval<'a> {
     pub fn bind(&mut self, v: Var, val: Val) {
         self.env[v.0 as usize] = Some(val);
     }
+    pub fn value(&self, v: Var) -> Option<Val> {
+        self.env.get(v.0 as usize).copied().flatten()
+    }
     pub fn replace(&mut self, v: Var, by: Dim) {
         self.subst.retain(|(w, _)| *w != v);
         self.subst.push((v, by));

@@ -1,5 +1,7 @@
 //! The loop nest: a normal-form kernel and a schedule give one function in tile form.
 
+mod matrix;
+
 use super::ahead;
 use super::expr::{Eval, TileDim};
 use super::space::VarFacts;
@@ -77,14 +79,16 @@ struct Nest<'a> {
     stmt: usize,
     /// What each step of the contraction asks for ahead of its use.
     ahead: Option<(Mem, Dim)>,
-    /// What was asked for last.
-    asked: Option<Val>,
+    /// What was asked for.
+    asked: Vec<Val>,
+    /// Where sums go from matrix registers.
+    sums: Option<Mem>,
 }
 
 impl<'a> Nest<'a> {
     fn new(e: Eval<'a>, s: &'a Schedule) -> Nest<'a> {
         let extents = e.k.domain.iter().map(|a| (a.var, a.extent.clone())).collect();
-        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None, asked: None }
+        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None, asked: Vec::new(), sums: None }
     }
 
     /// Strides of an empty kernel may be 0 where its tiles have many rows: it has no code at all.
@@ -193,6 +197,9 @@ impl<'a> Nest<'a> {
             if !(2..=32).contains(&self.s.warps) || !cols.chain(inner).all(shared) || written {
                 return fail("warps without equal parts of the columns, or that read what they write");
             }
+        }
+        if self.s.matrix.is_some_and(|t| !self.fits_matrix(t)) {
+            return fail("matrix registers for sums that do not fit them");
         }
         let chunks = self.s.loops.iter().enumerate().all(|(i, l)| {
             let inner = self.s.loops[i + 1..].iter().find(|m| m.axis == l.axis);
@@ -390,7 +397,7 @@ impl<'a> Nest<'a> {
     }
 
     fn stmts(&mut self, list: &[Stmt]) -> Result<()> {
-        for s in list {
+        for (i, s) in list.iter().enumerate() {
             match s {
                 Stmt::Let { .. } => {
                     self.e.plain(s)?;
@@ -402,6 +409,9 @@ impl<'a> Nest<'a> {
                 Stmt::Reduce { local, acc, monoid, axes, value } => {
                     let spec = self.inner_spec(axes);
                     let v = self.reduce(*acc, *monoid, axes, *value, &spec)?;
+                    if let Some(t) = self.s.matrix {
+                        return self.after_matrix(*local, v, t, &list[i + 1..]);
+                    }
                     self.e.locals[*local as usize] = Some(v);
                 }
                 Stmt::ArgReduce { .. } => {
@@ -516,6 +526,9 @@ impl<'a> Nest<'a> {
             self.e.b.open_else(&[next]);
             return Ok(self.e.b.close_if(&[carry])[0]);
         }
+        if let Some(t) = self.s.matrix.filter(|t| t.axis == axis.var && rest.is_empty()) {
+            return self.matrix_steps(r, t, axis, carry);
+        }
         if let Some(n) = extent.as_const().filter(|n| *n <= i64::from(r.spec.unroll)) {
             let mut carry = carry;
             for i in 0..n {
@@ -557,19 +570,28 @@ impl<'a> Nest<'a> {
         Ok(next)
     }
 
-    /// One step: `carry` combined with the value at the current point.
-    fn accumulate(&mut self, r: &Reduction, carry: Val) -> Result<Val> {
-        if let Some((mem, place)) = self.ahead.clone() {
-            let line = (ahead::LINE / self.e.b.mem_dtype(mem).bytes().max(1)) as u32;
-            for part in 0..self.s.ahead.div_ceil(line) {
-                let index = self.e.resolve(&(&place + &Dim::from(i64::from(part * line))));
-                let index = self.e.dim(&index)?;
-                // places in a byte ask for the same
-                if self.asked.replace(index) != Some(index) {
-                    self.e.b.prefetch(mem, index);
-                }
+    /// Asks for what the current step and the next ones, so many in all, have to ask for.
+    fn ask_ahead(&mut self, steps: u32) -> Result<()> {
+        let Some((mem, place)) = self.ahead.clone() else { return Ok(()) };
+        let line = (ahead::LINE / self.e.b.mem_dtype(mem).bytes().max(1)) as u32;
+        for part in 0..(steps * self.s.ahead).div_ceil(line) {
+            let index = self.e.resolve(&(&place + &Dim::from(i64::from(part * line))));
+            let index = self.e.dim(&index)?;
+            // places in a byte ask for the same
+            if !self.asked.contains(&index) {
+                self.asked.push(index);
+                self.e.b.prefetch(mem, index);
             }
         }
+        Ok(())
+    }
+
+    /// One step: `carry` combined with the value at the current point.
+    fn accumulate(&mut self, r: &Reduction, carry: Val) -> Result<Val> {
+        if self.s.matrix.is_some() {
+            return Err(self.e.fault("matrix registers along an axis that is not the innermost".into()));
+        }
+        self.ask_ahead(1)?;
         let exact = self.e.dtype(r.value) == r.acc;
         let own_mask = r.spec.cols.is_some() && self.e.valid.is_some();
         if let Expr::Binary(BinaryOp::Mul, x, y) = self.e.k.get(r.value)

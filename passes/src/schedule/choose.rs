@@ -2,16 +2,17 @@
 
 mod across;
 mod blocks;
+mod matrix;
 mod simt;
 mod windows;
 
 use super::analyse::{Access, Analysis, Step, Work};
 use super::tiles::{self, Question};
-use super::{ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
+use super::{ColTile, Edge, InnerSpec, LoopSpec, MatrixTile, RowTile, Schedule};
 use ir::kernel::{Access as Use, Axis, Expr, Guard, Kernel, Stmt};
-use ir::prim::{BinaryOp, Combine};
+use ir::prim::Combine;
 use ir::target::{TargetDesc, Words};
-use ir::{Dim, Monoid, Symbols, Var};
+use ir::{Dim, Symbols, Var};
 
 /// A schedule and the sizes that it is for: every guard `0 <= expr < bound` holds.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub fn cost(k: &Kernel, symbols: &Symbols) -> Cost {
 
 /// Nanoseconds of one vector instruction of the model.
 const NS_PER_OP: f64 = 0.2;
+/// Products of vectors that take as long as those of matrix registers.
+const MATRIX_SPEED: f64 = 5.0;
 /// Bytes that one core moves in a nanosecond, out of its caches on average.
 const BYTES_PER_NS: f64 = 16.0;
 /// Values that share a byte, at most.
@@ -54,7 +57,7 @@ pub fn variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choic
 /// that of its arithmetic.
 pub fn serial_variants(k: &Kernel, symbols: &Symbols, target: &TargetDesc) -> Vec<Choice> {
     let a = Analysis::of(k, symbols);
-    variants_of(&a, &Chooser { parallel: false, ..Chooser::new(&a, target) })
+    variants_of(&a, &Chooser::with(&a, target, false))
 }
 
 /// Why a kernel has the plain schedule.
@@ -90,7 +93,11 @@ fn variants_of_threads(a: &Analysis, chooser: &Chooser) -> Vec<Choice> {
     let least = extent.bounds(&a.facts).0;
     let mut choices = Vec::new();
     // a tile may not be longer than its axis: shorter ones for short axes whose length is not known
-    for size in [rows.size, rows.size.min(4), 1] {
+    // matrix registers gain from a few rows more
+    let few = if chooser.matrix.is_some() { FEW as u32 } else { 4 };
+    let mut sizes = vec![rows.size, rows.size.min(few), rows.size.min(4), 1];
+    sizes.dedup();
+    for size in sizes {
         let tile = RowTile { size, overlap: !extent.divisible_by(size.into(), &a.facts), ..rows };
         let fits = i64::from(size) <= least || !tile.overlap || size == 1;
         let guard = Guard { expr: &extent - Dim::from(i64::from(size)), bound: Dim::from(Dim::LIMIT) };
@@ -125,6 +132,8 @@ struct Chooser<'a> {
     col: Option<(Var, Option<i64>)>,
     col_size: u32,
     rows: Option<RowTile>,
+    /// Sums are accumulated in matrix registers.
+    matrix: Option<MatrixTile>,
     contraction: bool,
     scalar: Option<String>,
     /// Some loops may be parallel.
@@ -161,6 +170,10 @@ struct Rows {
 
 impl<'a> Chooser<'a> {
     fn new(a: &'a Analysis<'a>, target: &'a TargetDesc) -> Chooser<'a> {
+        Chooser::with(a, target, true)
+    }
+
+    fn with(a: &'a Analysis<'a>, target: &'a TargetDesc, parallel: bool) -> Chooser<'a> {
         // all vectors of a GPU have as many lanes as a warp has threads
         let lanes = target.lanes(if target.simt { 4 } else { a.compute_bytes() });
         let free = a.free_axes();
@@ -172,9 +185,10 @@ impl<'a> Chooser<'a> {
             col: None,
             col_size: 1,
             rows: None,
+            matrix: None,
             contraction: false,
             scalar: None,
-            parallel: true,
+            parallel,
         };
         c.choose_columns();
         c.choose_tile();
@@ -303,6 +317,8 @@ impl<'a> Chooser<'a> {
         };
         let (tile, score) = tiles::best(&question, self.target);
         self.col_size = tile.cols;
+        let matrices = self.matrix_question(col, panel);
+        let mut found: Option<matrix::Found> = None;
         // sharing both operands beats sharing one, whatever the tile
         let mut best = (false, score * 0.5, 0.0, None, tile);
         let single = score;
@@ -323,6 +339,13 @@ impl<'a> Chooser<'a> {
                 question.col_operands *= 2;
                 question.extra += 2;
             }
+            if let Some(tile) = matrices
+                .filter(|_| contraction)
+                .and_then(|q| self.matrix_tile(&q, axis.var, overlap, row_bytes.unwrap_or(i64::MAX)))
+                .filter(|t| t.better_than(found.as_ref()))
+            {
+                found = Some(tile);
+            }
             let (tile, mut score) = tiles::best(&question, self.target);
             if question.rows.is_none() && question.rows_step % i64::from(tile.rows) != 0 {
                 // perhaps there are too few of them: better an axis whose length is known
@@ -339,6 +362,9 @@ impl<'a> Chooser<'a> {
             {
                 best = (contraction, score, near, Some(axis.var), tile);
             }
+        }
+        if let Some(found) = found {
+            return self.take_matrices(&found, overlap);
         }
         let (contraction, _, _, axis, tile) = best;
         // a matrix times a vector has no rows and is a contraction all the same
@@ -446,21 +472,6 @@ impl<'a> Chooser<'a> {
         self.a.k.exprs().iter().any(pairs)
     }
 
-    /// True where a reduction multiplies plain reads: nothing else needs a register in its loop.
-    fn product_of_reads(&self) -> bool {
-        let k = self.a.k;
-        k.stmts.iter().all(|s| match s {
-            Stmt::Reduce { value, monoid: Monoid::Sum, .. } => match k.get(*value) {
-                Expr::Binary(BinaryOp::Mul, x, y) | Expr::Dot(_, x, y) => [x, y]
-                    .iter()
-                    .all(|e| matches!(k.get(**e), Expr::Read { guards, .. } if guards.is_empty())),
-                _ => false,
-            },
-            Stmt::Reduce { .. } => false,
-            _ => true,
-        })
-    }
-
     /// True where a point may be computed twice: it only sets, and reads nothing that the kernel writes.
     fn idempotent(&self) -> bool {
         let sets = self.a.k.stmts.iter().all(|s| match s {
@@ -483,6 +494,7 @@ impl<'a> Chooser<'a> {
             block: None,
             across: None,
             warps: 0,
+            matrix: rows.and_then(|r| self.matrix_of_rows(r.size)),
             ahead: 0,
             scalar: self.scalar.clone(),
         };
@@ -547,6 +559,10 @@ impl<'a> Chooser<'a> {
                 }
                 if w.reduce && self.contraction && w.axes.iter().any(|x| self.is_place_in_byte(w, x)) {
                     spec.unroll = PLACES as u32;
+                }
+                if let Some(m) = self.matrix.filter(|_| w.reduce) {
+                    order.retain(|x| *x != m.axis);
+                    order.push(m.axis);
                 }
                 spec.order = order;
                 spec
@@ -627,7 +643,8 @@ impl<'a> Chooser<'a> {
         let one = |w: &Work| {
             let ordered: f64 = w.ordered.iter().map(|x| self.a.estimate(&x.extent)).product();
             let loads = if self.contraction && w.reduce { 0.2 } else { w.accesses.len() as f64 };
-            self.a.points(w) * ordered * (w.ops + loads) / lanes
+            let speed = if self.matrix.is_some() && w.reduce { MATRIX_SPEED } else { 1.0 };
+            self.a.points(w) * ordered * (w.ops + loads) / lanes / speed
         };
         self.a.works.iter().map(one).sum()
     }

@@ -87,6 +87,18 @@ pub struct AcrossTile {
     pub row_size: u32,
 }
 
+/// Sums of products of words in matrix registers: the tile of rows and columns is that of [`Schedule::rows`] and
+/// [`Schedule::cols`], of at most two registers each way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MatrixTile {
+    /// The axis of the reduction that runs through the words of a row: the innermost.
+    pub axis: Var,
+    /// Words of a step, which divide the axis.
+    pub words: u32,
+    /// Rows of the sums that are worked on at a time afterwards; they divide those of the tile.
+    pub rows: u32,
+}
+
 /// The loops inside a Reduce, or a Store with axes of its own.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct InnerSpec {
@@ -112,6 +124,7 @@ pub struct Schedule {
     pub inner: Vec<InnerSpec>,
     /// Warps of a GPU that share the columns of each iteration; 0 where an iteration is the work of one.
     pub warps: u32,
+    pub matrix: Option<MatrixTile>,
     /// Elements of the column operand's next panel that each step of a contraction's innermost loop asks
     /// for (see [`crate::lower::ahead`]); 0: none.
     pub ahead: u32,

@@ -5,11 +5,12 @@
 //! ```
 //!
 //! `block 256 rows oh, ow 128; steps kh, kw, ic 16` is the tile of a block of GPU threads; `flat` behind it runs through all
-//! steps as one. `across 256 rows w 64`: a tile of rows x columns of a block goes through shared memory, read along the rows' axis. `warps 8`: the warps of a block share the columns of each iteration. `ahead n` asks for the next panel of packed weights, n elements at each step.
+//! steps as one. `across 256 rows w 64`: a tile of rows x columns of a block goes through shared memory, read along the rows' axis. `warps 8`: the warps of a block share the columns of each iteration. `matrix kw_ic 16 rows 4`: sums are those of
+//! matrix registers, 16 words of `kw_ic` at a time, and leave them 4 rows at a time. `ahead n` asks for the next panel of packed weights, n elements at each step.
 //! `inner` clauses follow in the order of the kernel's statements; `scalar "reason"` says why nothing lies
 //! in vector lanes. An axis whose name is not unique is written `name.number`.
 
-use super::{AcrossTile, BlockTile, ColTile, Edge, InnerSpec, LoopSpec, RowTile, Schedule};
+use super::{AcrossTile, BlockTile, ColTile, Edge, InnerSpec, LoopSpec, MatrixTile, RowTile, Schedule};
 use crate::error::{PassError, Result};
 use crate::lower::space::for_each_axis;
 use ir::Var;
@@ -90,6 +91,9 @@ impl Schedule {
                 let _ = write!(text, " unroll {}", i.unroll);
             }
             clauses.push(text);
+        }
+        if let Some(m) = self.matrix {
+            clauses.push(format!("matrix {} {} rows {}", name(m.axis), m.words, m.rows));
         }
         if self.ahead > 0 {
             clauses.push(format!("ahead {}", self.ahead));
@@ -187,6 +191,11 @@ impl Schedule {
                         rows: axis(rows)?,
                         row_size: number(Some(size)).ok_or_else(|| fail(clause))?,
                     });
+                }
+                "matrix" => {
+                    let [n, size, "rows", rows] = words.as_slice() else { return Err(fail(clause)) };
+                    let [size, rows] = [size, rows].map(|x| number(Some(x)).ok_or_else(|| fail(clause)));
+                    s.matrix = Some(MatrixTile { axis: axis(n)?, words: size?, rows: rows? });
                 }
                 "warps" => s.warps = number(Some(rest)).ok_or_else(|| fail(clause))?,
                 "ahead" => s.ahead = number(Some(rest)).ok_or_else(|| fail(clause))?,

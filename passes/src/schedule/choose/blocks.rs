@@ -22,6 +22,9 @@ const MANY: i64 = 8;
 /// Part of the second-level cache that a block of rows may fill.
 const BLOCK: f64 = 0.65;
 
+/// Part of the second-level cache that all columns fit, where they pass by each tile of rows.
+const COLUMNS_NEAR: f64 = 8.0;
+
 impl Chooser<'_> {
     /// Elements of the next panel for each step of the reduction, so that the tiles of one panel ask for all
     /// of the next: not where tiles are too few or so many that a panel's latency does not show, nor where
@@ -119,6 +122,10 @@ impl Chooser<'_> {
                 let panels = others.fold(panels, |n, a| n * size(a.var));
                 let pieces = (8.0 / panels.max(1.0)).ceil() * f64::from(threads);
                 let block = (f64::from(tiles) / pieces).ceil().min(near.floor()).max(1.0) as u32;
+                // matrix registers are done with rows before these leave the nearest cache: where all columns fit the
+                // next one, a block of rows meets them all
+                let few = self.matrix.is_some() && column_bytes * COLUMNS_NEAR <= self.target.l2_bytes as f64;
+                let block = if few { 1 } else { block };
                 let blocks = tiles.div_ceil(block).next_multiple_of(threads);
                 found.push((v, tiles.div_ceil(blocks) * step));
                 return found;

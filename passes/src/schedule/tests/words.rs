@@ -13,7 +13,13 @@ fn layout(frags: &[Frag], rank: usize) -> Layout {
     Layout { frags: frags.to_vec(), halo: vec![(0, 0); rank] }
 }
 
-fn targets() -> [TargetDesc; 2] {
+/// A machine with matrix registers.
+fn matrices() -> TargetDesc {
+    let features = "+avx512bw,+avx512vnni,+avx512bf16,+amx-tile,+amx-int8,+amx-bf16";
+    TargetDesc { name: "amx".into(), features: features.into(), ..avx512() }
+}
+
+fn targets() -> [TargetDesc; 3] {
     let vnni = TargetDesc { features: "+avx512bw,+avx512vnni,+avx512bf16".into(), ..avx512() };
     let avx2 = TargetDesc {
         name: "avx2".into(),
@@ -23,7 +29,7 @@ fn targets() -> [TargetDesc; 2] {
         features: "+avx2".into(),
         ..avx512()
     };
-    [vnni, avx2]
+    [vnni, avx2, matrices()]
 }
 
 impl Build {
@@ -35,7 +41,10 @@ impl Build {
     fn check_words(&self, dot: Dot, target: &TargetDesc) {
         self.check_on(target);
         let lowered = lower_kernel(&self.k, &self.symbols, target).unwrap();
-        let has = lowered.variants.iter().all(|v| v.func.to_string().contains(dot.tile_op()));
+        let [vector, matrix] = [dot.tile_op(), dot.matrix_op()];
+        let in_words =
+            |text: &str| text.contains(vector) || target.has_matrices(dot) && text.contains(matrix);
+        let has = lowered.variants.iter().all(|v| in_words(&v.func.to_string()));
         assert_eq!(has, target.words(dot).is_some(), "{} on {}", self.k.name, target.name);
     }
 }
@@ -114,4 +123,78 @@ fn pictures_in_words() {
         b.store(&[], out, &[&hi, &wi, &ci], s);
         b.check_words(Dot::Bytes, &target);
     }
+}
+
+/// A convolution with `taps` windows along a line of `m` places, of `k` parts each and with `n` filters.
+fn line(dot: Dot, [m, n, k, taps, stride]: [i64; 5], panel: usize) -> Build {
+    let mut b = Build::new("line");
+    let (ma, mi) = b.axis("m", m);
+    let (na, ni) = b.axis("n", n);
+    let (ta, ti) = b.axis("t", taps);
+    let (ka, ki) = b.axis("k", k);
+    let d = |x: i64| Dim::from(x);
+    let (tx, tw) = dtypes(dot);
+    let x = b.buf("x", tx, &[d((m - 1) * stride + taps), d(k)], Access::Read);
+    let w = b.buf("w", tw, &[d(taps), d(k), d(n)], Access::Read);
+    let parts = dot.parts();
+    let packed = [
+        frag(2, panel, None),
+        frag(0, 1, None),
+        frag(1, parts, None),
+        frag(2, 1, Some(panel)),
+        frag(1, 1, Some(parts)),
+    ];
+    b.layout(w, layout(&packed, 3));
+    b.k.buffers[w.0 as usize].constant = true;
+    let bias = b.buf("bias", dot.dtype(), &[d(n)], Access::Read);
+    let y = b.buf("y", dot.dtype(), &[d(m), d(n)], Access::Write);
+    b.domain(&[&ma, &na]);
+    let place = d(stride) * mi.clone() + ti.clone();
+    let (xv, wv) = (b.read(x, &[&place, &ki]), b.read(w, &[&ti, &ki, &ni]));
+    let p = b.word_product(dot, xv, wv);
+    let s = b.reduce(Monoid::Sum, &[&ta, &ka], p);
+    let add = b.read(bias, &[&ni]);
+    let s = b.bin(BinaryOp::Add, s, add);
+    b.store(&[], y, &[&mi, &ni], s);
+    b
+}
+
+/// What has rows and words enough goes to matrix registers, the rest does not, and all of it is right.
+#[test]
+fn lines_in_matrices() {
+    let target = matrices();
+    let mut counts = [0, 0];
+    for dot in Dot::ALL {
+        let parts = dot.parts() as i64;
+        for m in (1..=40).chain([49, 100]) {
+            // words: fewer than a register has, no multiple of it, several of them, a prime number
+            let (words, taps) = ([16, 3, 24, 32, 7, 40, 1][m as usize % 7], 1 + m % 3);
+            let (n, panel) = [(32, 32), (16, 16), (70, 32), (24, 32), (64, 32)][m as usize % 5];
+            let b = line(dot, [m, n, words * parts, taps, 1 + m % 2], panel);
+            let schedules = b.check_on(&target);
+            let matrix = schedules.iter().any(|s| s.contains("matrix"));
+            counts[usize::from(matrix)] += 1;
+            if m >= 16 && n >= 16 && words % 8 == 0 && words * taps >= 32 {
+                assert!(matrix, "{dot:?} {m} x {n} x {words} words: {schedules:?}");
+            }
+        }
+    }
+    assert!(counts.into_iter().all(|n| n > 5), "{counts:?}");
+}
+
+#[test]
+fn schedules_that_matrices_do_not_fit_are_refused() {
+    let b = line(Dot::Bytes, [32, 64, 256, 1, 1], 32);
+    let normal = form_for(&b.k, &b.symbols, &matrices()).unwrap();
+    let lowered = lower_kernel(&b.k, &b.symbols, &matrices()).unwrap();
+    let text = &lowered.variants[0].schedule;
+    let whole = text.split("matrix ").nth(1).unwrap().split(';').next().unwrap();
+    let axis = whole.split(' ').next().unwrap();
+    for wrong in ["5 rows 4", "32 rows 4", "16 rows 5", "16 rows 0"] {
+        let text = text.replace(whole, &format!("{axis} {wrong}"));
+        let schedule = Schedule::parse(&text, &normal).unwrap();
+        let error = nest::lower(&normal, &b.symbols, &schedule, 1.0).unwrap_err().to_string();
+        assert!(error.contains("matrix registers"), "{error}");
+    }
+    assert!(Schedule::parse(&text.replace(whole, "nothing 16 rows 4"), &normal).is_err());
 }
