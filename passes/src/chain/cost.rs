@@ -91,8 +91,10 @@ impl Model<'_> {
         let order = outermost_first(&stages, shared.len());
         for (axis, a) in shared.iter().enumerate() {
             for block in self.sizes(a, chain) {
-                let cuts: Vec<Cut> =
-                    order.iter().map(|x| Cut { axis: *x, size: if *x == axis { block } else { 1 } }).collect();
+                let cuts: Vec<Cut> = order
+                    .iter()
+                    .map(|x| Cut { axis: *x, size: if *x == axis { block } else { 1 } })
+                    .collect();
                 let time = self.together(chain, shared, &stages, &extents, &cuts);
                 found.push((time, cuts));
             }
@@ -340,7 +342,8 @@ impl Model<'_> {
 
 /// Shared axes so that what blocks read stays the same for as long as may be: those come first that most of it depends on.
 fn outermost_first(stages: &[StageCost], axes: usize) -> Vec<usize> {
-    let reads = |x: usize| stages.iter().flat_map(|s| &s.reads).filter(move |r| !r.link && r.shared.contains(&x));
+    let reads =
+        |x: usize| stages.iter().flat_map(|s| &s.reads).filter(move |r| !r.link && r.shared.contains(&x));
     let bytes = |x: usize| reads(x).map(|r| r.bytes * r.others).sum::<f64>();
     let mut order: Vec<usize> = (0..axes).collect();
     order.sort_by(|a, b| bytes(*b).total_cmp(&bytes(*a)));

@@ -88,7 +88,17 @@ struct Nest<'a> {
 impl<'a> Nest<'a> {
     fn new(e: Eval<'a>, s: &'a Schedule) -> Nest<'a> {
         let extents = e.k.domain.iter().map(|a| (a.var, a.extent.clone())).collect();
-        Nest { e, s, extents, ranges: HashMap::new(), row_base: None, stmt: 0, ahead: None, asked: Vec::new(), sums: None }
+        Nest {
+            e,
+            s,
+            extents,
+            ranges: HashMap::new(),
+            row_base: None,
+            stmt: 0,
+            ahead: None,
+            asked: Vec::new(),
+            sums: None,
+        }
     }
 
     /// Strides of an empty kernel may be 0 where its tiles have many rows: it has no code at all.

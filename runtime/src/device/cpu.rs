@@ -66,7 +66,15 @@ impl Device for Cpu {
             .collect::<Result<Vec<_>>>()?;
         let names = program.kernels.iter().map(|k| k.name.clone()).collect();
         let load_ms = began.elapsed().as_secs_f64() * 1e3;
-        Ok(Arc::new(CpuCode { entries, names, pool: self.pool.clone(), limits, load_ms, flushes: program.flushes, _image: image }))
+        Ok(Arc::new(CpuCode {
+            entries,
+            names,
+            pool: self.pool.clone(),
+            limits,
+            load_ms,
+            flushes: program.flushes,
+            _image: image,
+        }))
     }
     fn pool(&self) -> Option<&Arc<Pool>> {
         Some(&self.pool)

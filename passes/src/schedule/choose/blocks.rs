@@ -107,7 +107,8 @@ impl Chooser<'_> {
             // rows of a batch whose size is not known are at least those of one
             let extent = self.a.extent(v);
             let least = extent.bounds(&self.a.facts).0;
-            let Some(n) = extent.as_const().or(Some(least).filter(|n| *n >= MANY * i64::from(threads * step)))
+            let Some(n) =
+                extent.as_const().or(Some(least).filter(|n| *n >= MANY * i64::from(threads * step)))
             else {
                 // a batch, most likely
                 found.push((v, step));
