@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::limits::Fuel;
 use interp::Budget;
 use ir::prim::Prim;
-use ir::{ConstData, ConstId, ConstSource, DType, Graph, Module, Op, Tensor, ValueId};
+use ir::{ConstData, ConstId, ConstSource, DType, Dim, Graph, Module, Op, Tensor, ValueId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -54,13 +54,7 @@ impl Fold {
             }
             Prim::Broadcast { .. } | Prim::Iota { .. } => {
                 let result = op.results.first()?;
-                let shape: Option<Vec<usize>> = graph[*result]
-                    .ty
-                    .shape
-                    .iter()
-                    .map(|d| d.as_const().and_then(|n| usize::try_from(n).ok()))
-                    .collect();
-                if bytes(graph[*result].ty.dtype, &shape?)? > MAX_BYTES {
+                if bytes(graph[*result].ty.dtype, &sizes(&graph[*result].ty.shape)?)? > MAX_BYTES {
                     return None;
                 }
                 let operands =
@@ -76,6 +70,19 @@ impl Fold {
         // a run-time error of the op is the program's to report
         interp::eval_op(&self.shell, op, &operands, &|_| None, BUDGET).ok()
     }
+}
+
+fn sizes(shape: &[Dim]) -> Option<Vec<usize>> {
+    shape.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect()
+}
+
+/// A constant of any size in another shape: the same bytes. Packing wants to see its dims.
+fn reshaped(cx: &mut Shared<'_>, site: &mut Site<'_>) -> Option<Vec<ValueId>> {
+    let (Prim::Reshape { .. }, &[x], [ty]) = (&site.op.prim, site.operands, site.types) else { return None };
+    let Prim::Const(id) = site.def(x)?.prim else { return None };
+    let data = ConstData { shape: sizes(&ty.shape)?, name: None, ..cx.consts.get(id.0 as usize)?.clone() };
+    let (id, ty) = (cx.add_const(data), ty.clone());
+    Some(site.push(Prim::Const(id), Vec::new(), vec![ty]))
 }
 
 fn bytes(dtype: DType, shape: &[usize]) -> Option<usize> {
@@ -101,10 +108,11 @@ impl Rule for Fold {
         if stays {
             return Ok(None);
         }
+        if let Some(same) = reshaped(cx, site) {
+            return Ok(Some(same));
+        }
         for t in site.types {
-            let shape: Option<Vec<usize>> =
-                t.shape.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect();
-            let small = shape.and_then(|s| bytes(t.dtype, &s)).is_some_and(|n| n <= MAX_BYTES);
+            let small = sizes(&t.shape).and_then(|s| bytes(t.dtype, &s)).is_some_and(|n| n <= MAX_BYTES);
             if !small || t.dtype == DType::String {
                 return Ok(None);
             }
