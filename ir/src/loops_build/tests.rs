@@ -53,6 +53,26 @@ fn loads_are_shared_until_a_store() {
 }
 
 #[test]
+fn what_runs_once_is_no_loop() {
+    let mut b = LoopBuilder::new("f");
+    let y = b.buf("y", DType::F32, true, 4);
+    let (zero, four, five) = (b.index(0), b.index(4), b.index(5));
+    let start = b.float(Ty::scalar(DType::F32), 1.0);
+    let (i, carried) = b.open_for(zero, four, 4, &[start]);
+    assert_eq!((i, carried.as_slice()), (zero, [start].as_slice()));
+    let (j, _) = b.open_for(zero, five, 4, &[]);
+    assert_ne!(j, zero, "two iterations");
+    let at = b.addr(y, j, 0);
+    b.store(at, start);
+    b.close_for(&[]);
+    let sum = b.add(start, carried[0]);
+    assert_eq!(b.close_for(&[sum]), [sum]);
+    let func = b.finish(Launch::default());
+    let loops = func.body.stmts.iter().filter(|s| matches!(s, Stmt::For { .. })).count();
+    assert_eq!(loops, 1, "{func:?}");
+}
+
+#[test]
 fn division_is_floor() {
     let mut b = LoopBuilder::new("f");
     let x = b.sym(Sym(0));

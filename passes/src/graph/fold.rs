@@ -144,3 +144,31 @@ impl Rule for Fold {
         Ok(Some(values))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ir::build::Builder;
+
+    #[test]
+    fn large_constants_are_reshaped_for_nothing() {
+        let mut b = Builder::new("reshaped");
+        let n = i64::try_from(MAX_BYTES).unwrap();
+        let x = b.input("x", DType::F32, vec![Dim::from(2), Dim::from(n)]);
+        let w = b.constant(Tensor::from_f32(vec![2 * MAX_BYTES], &vec![0.5; 2 * MAX_BYTES])).unwrap();
+        let w = b.reshape(w, &[Dim::from(2), Dim::from(n)]).unwrap();
+        let y = b.mul(x, w).unwrap();
+        let mut m = b.finish(&[("y".into(), y)]).unwrap();
+        let fuel = Fuel::new(&crate::Options::default());
+        fold_constants(&mut m, &fuel).unwrap();
+        super::super::dce(&mut m, &fuel).unwrap();
+        ir::verify::graph::verify(&m).unwrap();
+        assert!(!m.graph.ops().any(|(_, op)| matches!(op.prim, Prim::Reshape { .. })), "{}", m.graph.name);
+        let bytes = |c: &ConstData| match &c.source {
+            ConstSource::Bytes(b) => Arc::as_ptr(b).cast::<u8>(),
+            _ => std::ptr::null(),
+        };
+        let all: Vec<*const u8> = m.consts.iter().map(bytes).collect();
+        assert!(all.windows(2).all(|p| p[0] == p[1]), "the bytes are shared");
+    }
+}
