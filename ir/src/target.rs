@@ -51,22 +51,25 @@ impl TargetDesc {
 
     /// Bytes of the vectors of floats that one instruction multiplies by powers of 2, 0 where there is none.
     pub fn scales(&self) -> usize {
-        if self.vector_bits == 512 && self.features.split(',').any(|f| f == "+avx512f") { 64 } else { 0 }
+        if self.vector_bits == 512 && self.has("+avx512f") { 64 } else { 0 }
+    }
+
+    fn has(&self, feature: &str) -> bool {
+        self.features.split(',').any(|f| f == feature)
     }
 
     /// Whether products of matrices of words are computed in matrix registers (Intel AMX).
     pub fn has_matrices(&self, dot: Dot) -> bool {
-        let has = |feature: &str| self.features.split(',').any(|f| f == feature);
         let product = match dot {
             Dot::Bytes => "+amx-int8",
             Dot::Bf16 => "+amx-bf16",
         };
-        self.vector_bits == 512 && has("+amx-tile") && has(product) && self.words(dot).is_some()
+        self.vector_bits == 512 && self.has("+amx-tile") && self.has(product) && self.words(dot).is_some()
     }
 
     /// How dot products of words are computed; `None` where there is nothing better than one product after another.
     pub fn words(&self, dot: Dot) -> Option<Words> {
-        let has = |feature: &str| self.features.split(',').any(|f| f == feature);
+        let has = |feature: &str| self.has(feature);
         match (dot, self.vector_bits) {
             (Dot::Bytes, 512) if has("+avx512vnni") => Some(Words::Native),
             (Dot::Bytes, 256) if has("+avxvnni") => Some(Words::Native),

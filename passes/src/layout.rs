@@ -163,3 +163,32 @@ fn ties(prim: &Prim) -> bool {
         p => class(p) == Class::Elementwise,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ir::Dim;
+    use ir::build::Builder;
+    use ir::prim::WindowDim;
+
+    /// Values with channels last around a depthwise convolution of images of some width.
+    fn channels_last_of(width: i64, simt: bool) -> usize {
+        let mut b = Builder::new("depthwise");
+        let x = b.input("x", DType::F32, [1, 8, 9, width].map(Dim::from).to_vec());
+        let w = b.input("w", DType::F32, [8, 1, 3, 3].map(Dim::from).to_vec());
+        let x = b.exp(x).unwrap();
+        let y = b.convolve(x, w, &[WindowDim::unit(), WindowDim::unit()], 8, DType::F32).unwrap();
+        let y = b.exp(y).unwrap();
+        let m = b.finish(&[("y".into(), y)]).unwrap();
+        let exact = vec![false; m.graph.value_count()];
+        assign(&m.graph, &HashMap::new(), &exact, simt, &Fuel::default()).len()
+    }
+
+    #[test]
+    fn depthwise_convolutions_of_wide_images_stay_as_they_are_on_a_gpu() {
+        assert_eq!(
+            [(40, true), (40, false), (9, true)].map(|(w, s)| channels_last_of(w, s) > 0),
+            [false, true, true]
+        );
+    }
+}

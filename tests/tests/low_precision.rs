@@ -239,6 +239,29 @@ fn products_of_floats_in_bf16() {
     }
 }
 
+/// Zeros, but where the operations are followed to the letter.
+#[test]
+fn results_below_the_normal_numbers() {
+    let mut b = Builder::new("tiny");
+    let x = b.input("x", DType::F32, vec![2.into()]);
+    let half = b.scalar(DType::F32, 0.5).unwrap();
+    let y = b.mul(x, half).unwrap();
+    let m = b.finish(&[("y".into(), y)]).unwrap();
+    let x = [Tensor::from_f32(vec![2], &[1.5e-38, 3.0])];
+    for (math, tiny) in [(Math::Strict, 7.5e-39), (Math::Default, 0.0)] {
+        // a mode that other processors do not have here
+        let tiny: f32 = if cfg!(target_arch = "x86_64") { tiny } else { 7.5e-39 };
+        each(&m, math, &x, &|backend, got| {
+            assert_eq!(
+                got[0].data,
+                Tensor::from_f32(vec![2], &[tiny, 1.5]).data,
+                "{backend}, {}",
+                math.name()
+            );
+        });
+    }
+}
+
 /// Three colours, and the planes that follow: where there are matrix registers, both convolutions are in them.
 #[test]
 fn pictures_in_bf16() {

@@ -102,9 +102,8 @@ fn is_broadcast(cx: &Shared<'_>, site: &Site<'_>, v: ValueId, depth: usize) -> b
     let Some(op) = site.def(v).filter(|_| depth < 8) else { return false };
     let fewer = |v: &ValueId| splat(cx, site, *v).is_some() || is_broadcast(cx, site, *v, depth + 1);
     match &op.prim {
-        Prim::Broadcast { .. } => splat(cx, site, v).is_none(),
-        Prim::Unary(_) => op.operands.iter().all(fewer),
-        Prim::Binary(_) => op.operands.iter().all(fewer) && splat(cx, site, v).is_none(),
+        Prim::Broadcast { .. } => true,
+        Prim::Unary(_) | Prim::Binary(_) => op.operands.iter().all(fewer),
         _ => false,
     }
 }
@@ -154,13 +153,18 @@ mod tests {
     use ir::build::{Builder, V};
     use ir::{Dim, Graph};
 
-    fn quotients(g: &Graph) -> Vec<Vec<Dim>> {
-        let ops = g.ops().filter(|(_, op)| matches!(op.prim, Prim::Binary(BinaryOp::Div)));
+    /// Shapes of the results of an operation.
+    fn of(op: BinaryOp, g: &Graph) -> Vec<Vec<Dim>> {
+        let ops = g.ops().filter(|(_, o)| o.prim == Prim::Binary(op));
         ops.map(|(_, op)| g[op.results[0]].ty.shape.clone()).collect()
     }
 
-    /// The reciprocals of `f(x)` for x of 4 x 32.
+    /// The quotients of `f(x)` for x of 4 x 32.
     fn after(f: impl Fn(&mut Builder, V) -> V) -> Vec<Vec<Dim>> {
+        of(BinaryOp::Div, &graph_after(f))
+    }
+
+    fn graph_after(f: impl Fn(&mut Builder, V) -> V) -> Graph {
         let mut b = Builder::new("quotients");
         let x = b.input("x", DType::F32, vec![Dim::from(4), Dim::from(32)]);
         let y = f(&mut b, x);
@@ -170,7 +174,7 @@ mod tests {
         reciprocals(&mut m, &fuel).unwrap();
         super::super::dce(&mut m, &fuel).unwrap();
         ir::verify::graph::verify(&m).unwrap();
-        quotients(&m.graph)
+        m.graph
     }
 
     #[test]
@@ -187,8 +191,8 @@ mod tests {
 
     #[test]
     fn one_quotient_for_a_row_that_is_broadcast_early() {
-        let found = after(|b, x| {
-            let whole = [Dim::from(4), Dim::from(32)];
+        let whole = [Dim::from(4), Dim::from(32)];
+        let found = graph_after(|b, x| {
             let s = b.reduce_sum(x, &[1], true).unwrap();
             let s = b.broadcast_to(s, &whole).unwrap();
             let little = b.scalar(DType::F32, 1e-5).unwrap();
@@ -196,8 +200,8 @@ mod tests {
             let s = b.sqrt(s).unwrap();
             b.div(x, s).unwrap()
         });
-        // a row of ones by the broadcast root: one for all its columns once it is a kernel
-        assert_eq!(found.len(), 1);
+        // ones by the broadcast root, which is one quotient for all columns once it is a kernel
+        assert_eq!((of(BinaryOp::Div, &found).len(), of(BinaryOp::Mul, &found).len()), (1, 1));
     }
 
     #[test]

@@ -17,7 +17,8 @@ use ir::{Dim, Var};
 
 /// Bytes that one prefetch asks for.
 pub const LINE: usize = 64;
-/// What a core reads from main memory while it waits for one line, and some more (14 bytes in a nanosecond, 200 ns).
+/// What a core reads from main memory while it waits for one line, and some more: 14 bytes in a nanosecond were measured on an Intel,
+/// and 2, 4 and 8 KB were as good as one another.
 const DISTANCE: i64 = 4096;
 
 /// The panels of a contraction's column operand: contiguous, one behind the other.

@@ -99,6 +99,13 @@ pub struct MatrixTile {
     pub rows: u32,
 }
 
+impl MatrixTile {
+    /// Of a tile of `size` rows those that are worked on at a time: few enough for vector registers.
+    pub fn leaving(size: u32) -> u32 {
+        (1..=8).rev().find(|n| size.is_multiple_of(*n)).unwrap_or(1)
+    }
+}
+
 /// The loops inside a Reduce, or a Store with axes of its own.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct InnerSpec {

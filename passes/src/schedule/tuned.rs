@@ -63,7 +63,7 @@ pub fn neighbours(s: &Schedule, k: &Kernel, symbols: &Symbols) -> Vec<Schedule> 
                 let mut t = s.clone();
                 t.rows = Some(super::RowTile { size, ..r });
                 if let Some(m) = &mut t.matrix {
-                    m.rows = (1..=8).rev().find(|n| size % n == 0).unwrap_or(1);
+                    m.rows = super::MatrixTile::leaving(size);
                 }
                 restep(&mut t, s, r.axis, r.size, size);
                 found.push(t);

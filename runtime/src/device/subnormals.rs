@@ -1,6 +1,6 @@
 //! Results smaller than all normal numbers, as zeros.
 //!
-//! Processors compute them in microcode: a product that has one takes a hundred times as long on Intel's, and a softmax over
+//! Processors compute them in microcode: on Intel's a product that has one takes many times as long, and a softmax over
 //! scores that lie far apart is full of them. Whether they become zeros is a mode of the thread on x86-64 (bit 15 of MXCSR);
 //! elsewhere they stay what they are.
 

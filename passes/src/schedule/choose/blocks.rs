@@ -31,7 +31,7 @@ impl Chooser<'_> {
     /// of the next: not where tiles are too few or so many that a panel's latency does not show, nor where
     /// all panels stay in the cache.
     pub(super) fn ahead(&self, s: &Schedule) -> u32 {
-        let Some(cols) = s.cols.filter(|_| self.contraction || s.rows.is_none()) else { return 0 };
+        let Some(cols) = s.cols else { return 0 };
         let Some(panel) = ahead::panel(self.a.k, &cols, &self.a.facts).filter(|_| !self.target.simt) else {
             return 0;
         };

@@ -147,7 +147,7 @@ impl Chooser<'_> {
                 let words = m * n * steps * f64::from(q.words);
                 let cost = tiles * (steps * step + leave + TILE) / words;
                 if best.is_none_or(|b| cost < b.cost - 1e-9) {
-                    let tile = MatrixTile { axis: q.axis, words: q.words, rows: leaving_rows(size) };
+                    let tile = MatrixTile { axis: q.axis, words: q.words, rows: MatrixTile::leaving(size) };
                     best = Some(Found {
                         rows: RowTile { axis, size, overlap: !whole },
                         cols,
@@ -212,7 +212,7 @@ impl Chooser<'_> {
 
     /// Shorter tiles, for axes of unknown length.
     pub(super) fn matrix_of_rows(&self, size: u32) -> Option<MatrixTile> {
-        self.matrix.filter(|_| size > 1).map(|t| MatrixTile { rows: leaving_rows(size), ..t })
+        self.matrix.filter(|_| size > 1).map(|t| MatrixTile { rows: MatrixTile::leaving(size), ..t })
     }
 }
 
@@ -226,14 +226,9 @@ impl Found {
     }
 }
 
-/// Rows of a result that leave together: few enough for vector registers.
-fn leaving_rows(size: u32) -> u32 {
-    (1..=8).rev().find(|n| size.is_multiple_of(*n)).unwrap_or(1)
-}
-
 /// Rows that leave one by one keep the processor less busy.
 fn leave_factor(size: u32) -> f64 {
-    match leaving_rows(size) {
+    match MatrixTile::leaving(size) {
         1 => 1.5,
         2 | 3 => 1.15,
         _ => 1.0,

@@ -18,9 +18,8 @@ const MOST_WARPS: u32 = 16;
 /// may fill.
 const RESIDENT: f64 = 64.0;
 const CACHED: f64 = 1.0;
-/// Words of a row that a lane holds in registers, at most, and lanes of a warp.
+/// Words of a row that a lane holds in registers, at most.
 const HELD: f64 = 16.0;
-const LANES: u32 = 32;
 /// Of the figure of threads of a target, which is 16 for each multiprocessor, as many warps as keep it busy.
 const FULL: f64 = 4.0;
 
@@ -59,7 +58,7 @@ impl Chooser<'_> {
         if let Some(warps) = self.held_rows(s, busy.min(most)) {
             s.warps = if warps > 1 { warps } else { 0 };
             for i in &mut s.inner {
-                let n = |v: Var| self.a.extent(v).as_const().unwrap_or(1) as u32;
+                let n = |v: Var| self.a.extent(v).as_const().unwrap_or(1).max(1) as u32;
                 i.cols = i.cols.map(|c| (c.0, n(c.0).next_multiple_of(WIDE * warps)));
                 i.tail = i.cols.map_or(i.tail, |c| c.1);
             }
@@ -84,7 +83,7 @@ impl Chooser<'_> {
         let again = self.bytes_read_again() / 4.0;
         let columns = s.inner.iter().map(|i| self.a.extent(i.cols?.0).as_const());
         let longest = columns.collect::<Option<Vec<i64>>>()?.into_iter().max()?;
-        let words = longest as f64 * again / f64::from(LANES);
+        let words = longest as f64 * again / f64::from(self.lanes);
         let enough = ((words / HELD).ceil() as u32).checked_next_power_of_two()?;
         let warps = enough.max(1 << (least.max(1.0) as u32).ilog2());
         (again > 0.0 && longest > 0 && warps <= MOST_WARPS).then_some(warps)
